@@ -1,0 +1,121 @@
+"""Where the project's files are, and the provenance that stands beside each of them.
+
+Every file under ``data/`` has a sidecar ``<file name>.meta.json``: what kind of number it holds
+(measured, simulated, published or trained), the command that made it, seed, date, device, library
+versions and a checksum. Standard library only, so that every room may use it.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+KINDS = ("measured", "simulated", "published", "trained")
+_VERSIONS_OF = ("numpy", "scipy", "pandas", "torch", "diffusers", "transformers", "stable-baselines3", "cvxpy")
+
+
+def project_root() -> Path:
+    """The folder that holds ``data/`` and ``notebooks/``; the environment variable SPLITPOINT_ROOT overrides it."""
+    return Path(os.environ.get("SPLITPOINT_ROOT", Path(__file__).resolve().parents[2]))
+
+
+def data_path(*parts: str) -> Path:
+    """Path of a file under ``data/``, for instance ``data_path("latency_profiles", "published.csv")``."""
+    return project_root().joinpath("data", *parts)
+
+
+def sha256(path: Path) -> str:
+    """Checksum of a file, as hexadecimal digits."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of those libraries that shape a number, where installed."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS_OF:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def device_name() -> str:
+    """The processor in words, without host names."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def meta_path(path: Path) -> Path:
+    """The sidecar of a file."""
+    path = Path(path)
+    return path.with_name(path.name + ".meta.json")
+
+
+def write_meta(path: Path, *, kind: str, command: str, seed: int | None = None, device: str | None = None,
+               settings: dict | None = None, **more: object) -> dict:
+    """Write the sidecar of a finished file and return it.
+
+    Args:
+        path: the file, already written; its checksum is taken.
+        kind: one of ``measured``, ``simulated``, ``published``, ``trained``.
+        command: what makes the file again, as typed from the project's root.
+        seed: seed of the run, where there is one.
+        device: hardware in words; this machine's processor if left out.
+        settings: everything the numbers depend on, JSON-serialisable.
+        more: further entries, for instance ``source`` and ``licence``.
+
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is not one of {', '.join(KINDS)}")
+    meta = {
+        "kind": kind,
+        "command": command,
+        "seed": seed,
+        "date_utc": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+        "device": device or device_name(),
+        "settings": settings or {},
+        "versions": library_versions(),
+        "sha256": sha256(path),
+        **more,
+    }
+    write_atomically(meta_path(path), json.dumps(meta, indent=1).encode())
+    return meta
+
+
+def read_meta(path: Path) -> dict:
+    """The sidecar of a file, after checking that the file is the one it describes.
+
+    Raises:
+        ValueError: if the sidecar is missing or unreadable, or the file does not match its checksum.
+    """
+    sidecar = meta_path(path)
+    try:
+        meta = json.loads(sidecar.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{sidecar.name} is missing or unreadable; restore it with `git checkout -- data`") from error
+    if sha256(path) != meta.get("sha256"):
+        raise ValueError(f"{Path(path).name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
+                         "restore it with `git checkout -- data`, or make it again with: " + str(meta.get("command")))
+    return meta
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that an interruption leaves the old one or the new one, never a half."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

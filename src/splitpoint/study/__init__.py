@@ -1,0 +1,1 @@
+"""Experiments and pictures: stored results, sweeps, figures, the notebook runner."""

@@ -1,0 +1,280 @@
+"""The offloading problem: parameters, instances, plans and what a plan is worth."""
+
+import csv
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from splitpoint.files import data_path
+from splitpoint.offloading.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.offloading.models import RELEASED_ACCURACY, AccuracyModel, LatencyModel
+
+TRANSMISSIONS = ("released", "corrected")
+BATCHINGS = ("static", "early_exit")
+
+
+@dataclass(frozen=True)
+class SystemParameters:
+    """Everything that is the same for all users. Defaults: authors' released code, PERDQN/.
+
+    Args:
+        num_steps: denoising steps of one image, ``N``.
+        min_split: fewest steps that stay on the device, ``n_min``.
+        max_batch: most users one edge batch admits, ``B_max``.
+        bandwidth_hz: shared by all granted users.
+        spectral_efficiency: bit/s per Hz.
+        prompt_bits: upload of one prompt, in bits.
+        intermediate_bits: hand-over of one intermediate result, in bits.
+        window_s: length of the decision window, ``K``.
+        transmission: ``released`` multiplies by the spectral efficiency as the released code does; ``corrected``
+            divides by it.
+        accuracy: personalized accuracy index against split point.
+    """
+
+    num_steps: int = 200
+    min_split: int = 80
+    max_batch: int = 18
+    bandwidth_hz: float = 100e6
+    spectral_efficiency: float = 10.0
+    prompt_bits: float = 216
+    intermediate_bits: float = 4.4e6
+    window_s: float = 1.0
+    transmission: Literal["released", "corrected"] = "released"
+    accuracy: AccuracyModel = RELEASED_ACCURACY
+
+    def __post_init__(self):
+        whole_number("num_steps", self.num_steps, 1)
+        whole_number("min_split", self.min_split, 0, self.num_steps)
+        whole_number("max_batch", self.max_batch, 0)
+        finite_number("bandwidth_hz", self.bandwidth_hz, 0.0, open_end=True)
+        finite_number("spectral_efficiency", self.spectral_efficiency, 0.0, open_end=True)
+        finite_number("prompt_bits", self.prompt_bits, 0.0)
+        finite_number("intermediate_bits", self.intermediate_bits, 0.0)
+        finite_number("window_s", self.window_s, 0.0)
+        one_of("transmission", self.transmission, TRANSMISSIONS)
+
+    @property
+    def transfer_s_per_user(self) -> float:
+        """Seconds of hand-over that each granted user adds to every granted user, ``tau``."""
+        seconds = (self.prompt_bits + self.intermediate_bits) / self.bandwidth_hz
+        if self.transmission == "released":
+            return seconds * self.spectral_efficiency
+        return seconds / self.spectral_efficiency
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One decision window: an edge and the users who ask for an image.
+
+    Args:
+        edge: latency of one edge step, all edge GPUs together.
+        device_step_s: one step on each user's own device, shape (U,), seconds.
+        alpha: seconds worth one unit of accuracy, shape (U,).
+        arrival_s: request moments in ``[0, window_s]``, shape (U,).
+        parameters: SystemParameters.
+
+    Raises:
+        ValueError: for zero users, mismatched lengths, or numbers outside their range.
+    """
+
+    edge: LatencyModel
+    device_step_s: NDArray[np.float64]
+    alpha: NDArray[np.float64]
+    arrival_s: NDArray[np.float64]
+    parameters: SystemParameters = field(default_factory=SystemParameters)
+
+    def __post_init__(self):
+        for name in ("device_step_s", "alpha", "arrival_s"):
+            values = finite_array(name, getattr(self, name), minimum=0.0)
+            if values.ndim != 1 or len(values) == 0:
+                raise ValueError(f"{name} has shape {values.shape}; valid is (U,) with at least one user")
+            object.__setattr__(self, name, values)
+        if not len(self.device_step_s) == len(self.alpha) == len(self.arrival_s):
+            raise ValueError(f"device_step_s, alpha and arrival_s have lengths {len(self.device_step_s)}, "
+                             f"{len(self.alpha)} and {len(self.arrival_s)}; they must be one a user")
+        if np.any(self.device_step_s == 0):
+            raise ValueError("device_step_s holds 0.0; valid are positive seconds")
+        if np.any(self.arrival_s > self.parameters.window_s):
+            raise ValueError(f"arrival_s holds {self.arrival_s.max()}; valid is [0, {self.parameters.window_s}]")
+
+    @property
+    def num_users(self) -> int:
+        """Number of users, ``U``."""
+        return len(self.alpha)
+
+    @property
+    def largest_batch(self) -> int:
+        """Most users that can be granted here."""
+        return min(self.num_users, self.parameters.max_batch)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Who is granted, and where each image is split.
+
+    Args:
+        granted: shape (U,), bool.
+        split_points: shape (U,), steps on the user's device; ``num_steps`` for a denied user.
+        status: ``optimal`` if proven so, ``heuristic``, or ``time_limit`` if a solver was stopped.
+        gap: relative gap to the solver's bound, NaN where it gives none.
+    """
+
+    granted: NDArray[np.bool_]
+    split_points: NDArray[np.float64]
+    status: str = "heuristic"
+    gap: float = float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What a plan is worth.
+
+    Args:
+        accuracy: personalized accuracy index of each user, shape (U,).
+        latency_s: from request to finished image, shape (U,), seconds.
+        utility: ``sum(alpha * accuracy - latency_s)``, seconds.
+    """
+
+    accuracy: NDArray[np.float64]
+    latency_s: NDArray[np.float64]
+    utility: float
+
+    @property
+    def reward(self) -> float:
+        """The released code's reward, ``0.1 * utility / U`` (authors' released code, PERDQN/environment.py)."""
+        return 0.1 * self.utility / len(self.accuracy)
+
+
+def check_plan(instance: Instance, plan: Plan) -> None:
+    """Raise ValueError if a plan is not feasible: lengths, batch limit, range of the split points."""
+    parameters, granted = instance.parameters, np.asarray(plan.granted)
+    splits = finite_array("split_points", plan.split_points)
+    if granted.dtype != bool or granted.shape != (instance.num_users,) or splits.shape != granted.shape:
+        raise ValueError(f"granted ({granted.dtype}) and split_points have shapes {granted.shape} and {splits.shape}; "
+                         f"valid is bool and float of shape ({instance.num_users},)")
+    if granted.sum() > parameters.max_batch:
+        raise ValueError(f"granted holds {granted.sum()} users; the edge admits [0, {parameters.max_batch}]")
+    low, high = parameters.min_split, parameters.num_steps
+    outside = granted & ((splits < low) | (splits > high))
+    if outside.any():
+        raise ValueError(f"split_points holds {splits[outside][0]:g} for a granted user; valid is [{low}, {high}]")
+    if np.any(splits[~granted] != high):
+        raise ValueError(f"split_points must be num_steps={high} for denied users")
+
+
+def evaluate(instance: Instance, plan: Plan, batching: Literal["static", "early_exit"] = "static") -> Outcome:
+    """What a plan is worth.
+
+    Args:
+        instance: the window.
+        plan: a feasible plan.
+        batching: ``static`` charges every edge step for the whole batch, as the released code does; ``early_exit``
+            charges each step for those still in the batch, as a request leaves when its edge steps are done.
+
+    Returns:
+        Outcome, utilities and latencies in seconds.
+
+    Raises:
+        ValueError: for an infeasible plan or an unknown batching.
+    """
+    one_of("batching", batching, BATCHINGS)
+    check_plan(instance, plan)
+    parameters, granted, splits = instance.parameters, plan.granted, plan.split_points
+    edge_steps, batch = parameters.num_steps - splits, granted.sum()
+    if batching == "static":
+        edge_s = edge_steps * instance.edge.step_latency_s(batch)
+    else:
+        shared = np.minimum.outer(edge_steps, edge_steps).sum(axis=1)
+        edge_s = instance.edge.intercept_s * edge_steps + instance.edge.slope_s * shared
+    waiting = parameters.window_s - instance.arrival_s
+    handover = np.where(granted, edge_s + parameters.transfer_s_per_user * batch, 0.0)
+    latency = handover + splits * instance.device_step_s + waiting
+    accuracy = parameters.accuracy.pai(splits)
+    return Outcome(accuracy, latency, float(np.sum(instance.alpha * accuracy - latency)))
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """The hardware that instances are drawn from.
+
+    Args:
+        edge_gpu: latency of one edge GPU.
+        devices: latencies of the users' devices, fastest first; slow ones are likelier, weights rise linearly 1 to 2.
+    """
+
+    edge_gpu: LatencyModel
+    devices: tuple[LatencyModel, ...]
+
+    @property
+    def device_steps_s(self) -> NDArray[np.float64]:
+        """One step at batch 1 on each device, shape (D,), seconds."""
+        return np.array([device.step_latency_s(1) for device in self.devices])
+
+    @property
+    def weights(self) -> NDArray[np.float64]:
+        """Probability of each device, shape (D,)."""
+        weights = np.linspace(1, 2, len(self.devices))
+        return weights / weights.sum()
+
+
+@cache
+def published_latency() -> tuple[LatencyModel, ...]:
+    """The 11 fitted lines of the authors' released code (PERDQN/computing_power_profile.npy), fastest first."""
+    with data_path("latency_profiles", "published.csv").open() as file:
+        rows = [(float(row["slope_ms_per_request"]), float(row["intercept_ms"])) for row in csv.DictReader(file)]
+    return tuple(LatencyModel(slope / 1000, intercept / 1000) for slope, intercept in rows)
+
+
+def published_profiles() -> Profiles:
+    """Edge: the fastest published line; devices: lines 3 to 10 (authors' released code, PERDQN/per_DQN_main.py)."""
+    lines = published_latency()
+    return Profiles(edge_gpu=lines[0], devices=lines[3:])
+
+
+def sample_instance(num_users: int, num_edge_gpus: int, rng: np.random.Generator,
+                    parameters: SystemParameters = SystemParameters(), profiles: Profiles | None = None) -> Instance:
+    """Draw one window by the released sampling rules.
+
+    Args:
+        num_users: ``U``, at least 1.
+        num_edge_gpus: ``C``, at least 1; the edge's latency is one GPU's divided by it.
+        rng: NumPy generator.
+        parameters: SystemParameters.
+        profiles: hardware; the published lines if left out.
+
+    Returns:
+        Instance with devices sorted by speed and request moments sorted, as in the released code.
+
+    Source: authors' released code, PERDQN/per_DQN_main.py and PERDQN/utils.py.
+    """
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng={rng!r} is not a numpy.random.Generator; use numpy.random.default_rng(seed)")
+    return _draw(num_users, num_edge_gpus, rng, parameters, profiles or published_profiles())
+
+
+def released_instance(num_users: int, num_edge_gpus: int, seed: int,
+                      parameters: SystemParameters = SystemParameters()) -> Instance:
+    """The instance that the released code draws for a seed: same rules, same order, NumPy's legacy generator."""
+    return _draw(num_users, num_edge_gpus, np.random.RandomState(seed), parameters, published_profiles())
+
+
+def _draw(num_users, num_edge_gpus, random, parameters, profiles) -> Instance:
+    whole_number("num_users", num_users, 1)
+    whole_number("num_edge_gpus", num_edge_gpus, 1)
+    edge = profiles.edge_gpu.shared_by(num_edge_gpus)
+    index = np.sort(random.choice(len(profiles.devices), size=num_users, p=profiles.weights))
+    device_step_s = profiles.device_steps_s[index]
+    alpha = random.uniform(*alpha_range(device_step_s, edge))
+    arrival_s = np.sort(random.uniform(0, parameters.window_s, num_users))
+    return Instance(edge, device_step_s, alpha, arrival_s, parameters)
+
+
+def alpha_range(device_step_s: ArrayLike, edge: LatencyModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bounds that preferences are drawn between, shape (U,) each (authors' released code, PERDQN/utils.py)."""
+    device_step_s = np.asarray(device_step_s, dtype=float)
+    low = np.maximum((device_step_s - edge.step_latency_s(20)) / 0.01, 0)
+    high = 0.05 * np.maximum((device_step_s - edge.step_latency_s(1)) / 0.0002, 0)
+    return low, high

@@ -1,0 +1,203 @@
+"""Who should be served: exact solvers, mixed-integer programs, a genetic algorithm and simple policies, by name."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from splitpoint.offloading.checks import one_of, whole_number
+from splitpoint.offloading.problem import Instance, Plan, check_plan
+from splitpoint.offloading.split import grant_gain, grant_gains, optimal_split
+
+BRUTE_FORCE_USERS = 16
+
+_SOLVERS: dict[str, Callable[..., Plan]] = {}
+
+
+def register(name: str, solver: Callable[..., Plan]) -> None:
+    """Add a solver of your own: ``solver(instance, **options) -> Plan``. It then has a name in ``solve`` and figures."""
+    _SOLVERS[name] = solver
+
+
+def solvers() -> tuple[str, ...]:
+    """The names that ``solve`` knows."""
+    return tuple(_SOLVERS)
+
+
+def solve(instance: Instance, method: str = "exact", **options) -> Plan:
+    """Find a plan and check that it is feasible.
+
+    Args:
+        instance: the window.
+        method: one of ``solvers()``.
+        options: passed to the solver, for instance ``seed`` or ``time_limit_s``.
+
+    Returns:
+        A feasible Plan.
+
+    Raises:
+        ValueError: for an unknown method or bad options.
+    """
+    one_of("method", method, _SOLVERS)
+    plan = _SOLVERS[method](instance, **options)
+    check_plan(instance, plan)
+    return plan
+
+
+def plan_for(instance: Instance, granted: NDArray[np.bool_], whole_steps: bool = False, status: str = "heuristic",
+             gap: float = float("nan")) -> Plan:
+    """The best plan that grants just these users: their split points follow from the batch size.
+
+    Args:
+        instance: the window.
+        granted: shape (U,), bool.
+        whole_steps: restrict split points to whole steps.
+        status, gap: see Plan.
+    """
+    saving = instance.device_step_s - instance.edge.step_latency_s(granted.sum())
+    split = optimal_split(instance.alpha, saving, instance.parameters, whole_steps)
+    return Plan(granted, np.where(granted, split, float(instance.parameters.num_steps)), status, gap)
+
+
+def exact(instance: Instance, whole_steps: bool = False) -> Plan:
+    """The optimum under static batching, in O(U² log U).
+
+    Granted users slow each other through their number alone. For a known batch size the gains are independent, so the
+    best set of that size is the largest gains; trying every size gives the optimum (notebook 05).
+    """
+    if instance.largest_batch == 0:
+        return all_local(instance)
+    gains, _ = grant_gains(instance, np.arange(1, instance.largest_batch + 1), whole_steps)
+    descending = -np.sort(-gains, axis=1)
+    totals = np.concatenate([[0.0], [row[: size + 1].sum() for size, row in enumerate(descending)]])
+    best = int(np.argmax(totals))
+    granted = np.zeros(instance.num_users, dtype=bool)
+    if best:
+        granted[np.argsort(-gains[best - 1], kind="stable")[:best]] = True
+    return plan_for(instance, granted, whole_steps, status="optimal", gap=0.0)
+
+
+def early_exit(instance: Instance, whole_steps: bool = False) -> Plan:
+    """The optimum under early-exit batching: for every batch size, a linear assignment of users to exit ranks.
+
+    A user who leaves at rank ``r`` of ``B`` weighs ``2 (B - r) + 1`` times in the edge's total step time (rearrangement
+    inequality, notebook 09); its split point is optimal at that effective step cost.
+    """
+    parameters, best, plan = instance.parameters, 0.0, all_local(instance)
+    for batch in range(1, instance.largest_batch + 1):
+        weights = 2 * np.arange(batch)[:, None] + 1
+        saving = instance.device_step_s - instance.edge.step_latency_s(weights)
+        splits = optimal_split(instance.alpha, saving, parameters, whole_steps)
+        gains = grant_gain(instance, splits, saving, batch)
+        ranks, users = linear_sum_assignment(gains, maximize=True)
+        if gains[ranks, users].sum() > best:
+            best = gains[ranks, users].sum()
+            granted = np.zeros(instance.num_users, dtype=bool)
+            granted[users] = True
+            split = np.full(instance.num_users, float(parameters.num_steps))
+            split[users] = splits[ranks, users]
+            plan = Plan(granted, split, "optimal", 0.0)
+    return Plan(plan.granted, plan.split_points, "optimal", 0.0)
+
+
+def brute_force(instance: Instance, whole_steps: bool = False) -> Plan:
+    """Every subset of users, each with its best split points; at most 16 users."""
+    whole_number("num_users", instance.num_users, 1, BRUTE_FORCE_USERS)
+    subsets = (np.arange(2**instance.num_users)[:, None] >> np.arange(instance.num_users)) & 1 == 1
+    subsets = subsets[subsets.sum(axis=1) <= instance.largest_batch]
+    granted = subsets[np.argmax(_subset_gains(_gain_table(instance, whole_steps), subsets))]
+    return plan_for(instance, granted, whole_steps, status="optimal", gap=0.0)
+
+
+def greedy(instance: Instance, whole_steps: bool = False) -> Plan:
+    """Add the user with the best marginal gain until none is positive or the batch is full."""
+    table = _gain_table(instance, whole_steps)
+    granted = np.zeros(instance.num_users, dtype=bool)
+    value = 0.0
+    for batch in range(1, instance.largest_batch + 1):
+        with_one_more = np.where(granted, -np.inf, table[batch][granted].sum() + table[batch])
+        user = int(np.argmax(with_one_more))
+        if with_one_more[user] <= value:
+            break
+        granted[user], value = True, with_one_more[user]
+    return plan_for(instance, granted, whole_steps)
+
+
+def genetic(instance: Instance, seed: int = 0, population: int = 100, generations: int = 200, mutation: float = 0.1,
+            whole_steps: bool = False) -> Plan:
+    """Genetic algorithm over sets of granted users: tournaments, uniform crossover, bit mutation, elitism.
+
+    Tournaments compare utilities and never weigh by them, so their sign does not matter; a set above the batch limit
+    loses random members. Sizes as in the authors' released code (PERDQN/), which does neither.
+
+    Args:
+        seed: of NumPy's generator.
+        population: sets kept, at least 2.
+        generations: rounds, at least 1.
+        mutation: expected share of children whose one random bit is flipped, within [0, 1].
+    """
+    whole_number("population", population, 2)
+    whole_number("generations", generations, 1)
+    if not 0 <= mutation <= 1:
+        raise ValueError(f"mutation={mutation!r} is outside [0, 1]")
+    rng, users = np.random.default_rng(seed), instance.num_users
+    table = _gain_table(instance, whole_steps)
+    sets = _within_limit(rng.random((population, users)) < rng.random((population, 1)), instance.largest_batch, rng)
+    fitness = _subset_gains(table, sets)
+    for _ in range(generations):
+        rivals = rng.integers(population, size=(2, 2, population))
+        parents = np.where(fitness[rivals[:, 0]] >= fitness[rivals[:, 1]], rivals[:, 0], rivals[:, 1])
+        children = np.where(rng.random((population, users)) < 0.5, sets[parents[0]], sets[parents[1]])
+        flipped = np.flatnonzero(rng.random(population) < mutation)
+        children[flipped, rng.integers(users, size=len(flipped))] ^= True
+        children[0] = sets[np.argmax(fitness)]
+        sets = _within_limit(children, instance.largest_batch, rng)
+        fitness = _subset_gains(table, sets)
+    return plan_for(instance, sets[np.argmax(fitness)], whole_steps)
+
+
+def all_local(instance: Instance, whole_steps: bool = False) -> Plan:
+    """Deny everyone: each image is made on its user's device."""
+    return plan_for(instance, np.zeros(instance.num_users, dtype=bool), whole_steps)
+
+
+def all_edge(instance: Instance, whole_steps: bool = False) -> Plan:
+    """Grant everyone, in order of arrival until the batch is full."""
+    granted = np.zeros(instance.num_users, dtype=bool)
+    granted[np.argsort(instance.arrival_s, kind="stable")[: instance.largest_batch]] = True
+    return plan_for(instance, granted, whole_steps)
+
+
+def random(instance: Instance, seed: int = 0, whole_steps: bool = False) -> Plan:
+    """Grant each user with probability one half, within the batch limit."""
+    rng = np.random.default_rng(seed)
+    granted = _within_limit(rng.random((1, instance.num_users)) < 0.5, instance.largest_batch, rng)[0]
+    return plan_for(instance, granted, whole_steps)
+
+
+def _gain_table(instance: Instance, whole_steps: bool) -> NDArray[np.float64]:
+    """Gains by batch size 0 … largest and user, shape (B + 1, U); an empty batch gains nothing."""
+    if instance.largest_batch == 0:
+        return np.zeros((1, instance.num_users))
+    gains, _ = grant_gains(instance, np.arange(1, instance.largest_batch + 1), whole_steps)
+    return np.vstack([np.zeros(instance.num_users), gains])
+
+
+def _subset_gains(table: NDArray[np.float64], sets: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Utility above all-local of each set of users; sets (S, U) within the batch limit, returns (S,)."""
+    return np.sum(table[sets.sum(axis=1)], axis=1, where=sets)
+
+
+def _within_limit(sets: NDArray[np.bool_], limit: int, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Drop random members of sets that are larger than the limit; sets (S, U)."""
+    over = np.flatnonzero(sets.sum(axis=1) > limit)
+    if len(over):
+        order = np.argsort(np.where(sets[over], rng.random(sets[over].shape), 2.0), axis=1)
+        ranks = np.argsort(order, axis=1)
+        sets[over] &= ranks < limit
+    return sets
+
+
+for _solver in (exact, early_exit, brute_force, genetic, greedy, all_local, all_edge, random):
+    register(_solver.__name__, _solver)

@@ -1,5 +1,6 @@
 """Where to split and whom to serve: latency and accuracy models, the problem, its solvers."""
 
+from splitpoint.offloading import mixed_integer  # noqa: F401 - puts "milp" into the table of solvers
 from splitpoint.offloading.models import AccuracyModel, Fit, LatencyModel, confidence_band, fit_accuracy, fit_latency
 from splitpoint.offloading.problem import (
     Instance,

@@ -39,7 +39,7 @@ def solve(instance: Instance, method: str = "exact", **options) -> Plan:
     Raises:
         ValueError: for an unknown method or bad options.
     """
-    one_of("method", method, _SOLVERS)
+    one_of("method", method, solvers())
     plan = _SOLVERS[method](instance, **options)
     check_plan(instance, plan)
     return plan

@@ -1,0 +1,93 @@
+"""The offloading problem as a mixed-integer program, in a tight and in a loose formulation, solved by HiGHS via cvxpy."""
+
+import math
+import warnings
+
+import numpy as np
+
+from splitpoint.offloading.checks import finite_number, one_of
+from splitpoint.offloading.problem import Instance, Plan
+from splitpoint.offloading.solvers import all_local, plan_for, register
+from splitpoint.offloading.split import grant_gains
+
+FORMULATIONS = ("tight", "gqap")
+
+
+def milp(instance: Instance, formulation: str = "tight", time_limit_s: float = 60.0) -> Plan:
+    """The optimum under static batching by branch and bound.
+
+    Args:
+        instance: the window.
+        formulation: ``tight`` has one binary per user and batch size, and each gain is known once the size is;
+            ``gqap`` has one binary per user and candidate split point, and linearises the product of every pair of
+            users on the edge, as a generalized quadratic assignment problem is usually given to a solver.
+        time_limit_s: seconds for the solver, positive.
+
+    Returns:
+        Plan with status ``optimal`` if the gap was closed, else ``time_limit`` with the relative gap that was left.
+
+    Raises:
+        ValueError: for an unknown formulation or a time limit that is not positive.
+        RuntimeError: if the solver fails.
+    """
+    one_of("formulation", formulation, FORMULATIONS)
+    finite_number("time_limit_s", time_limit_s, 0.0, open_end=True)
+    if instance.largest_batch == 0:
+        return all_local(instance)
+    import cvxpy as cp
+
+    problem, granted = (_tight if formulation == "tight" else _gqap)(cp, instance)
+    with warnings.catch_warnings():  # cvxpy warns that a time-limited solution may be inaccurate; the status says so
+        warnings.simplefilter("ignore")
+        problem.solve(solver=cp.HIGHS, time_limit=float(time_limit_s), threads=1, mip_rel_gap=1e-9,
+                      output_flag=False)
+    if problem.status not in (cp.OPTIMAL, cp.USER_LIMIT):
+        raise RuntimeError(f"HiGHS ended with status {problem.status}")
+    gap = float(problem.solver_stats.extra_stats.mip_gap)
+    if granted.value is None or not np.all(np.isfinite(granted.value)) or math.isinf(gap):
+        return _with_status(all_local(instance), "time_limit", math.inf)
+    status = "optimal" if problem.status == cp.OPTIMAL else "time_limit"
+    return plan_for(instance, np.asarray(granted.value).ravel() > 0.5, status=status, gap=gap)
+
+
+def _with_status(plan: Plan, status: str, gap: float) -> Plan:
+    return Plan(plan.granted, plan.split_points, status, gap)
+
+
+def _tight(cp, instance: Instance):
+    sizes = np.arange(1, instance.largest_batch + 1)
+    gains, _ = grant_gains(instance, sizes)
+    chosen = cp.Variable((len(sizes), instance.num_users), boolean=True)
+    size_is = cp.Variable(len(sizes), boolean=True)
+    constraints = [
+        cp.sum(chosen, axis=1) == cp.multiply(sizes, size_is),
+        cp.sum(size_is) <= 1,
+        chosen <= cp.reshape(size_is, (len(sizes), 1), order="C"),
+    ]
+    return cp.Problem(cp.Maximize(cp.sum(cp.multiply(gains, chosen))), constraints), cp.sum(chosen, axis=0)
+
+
+def _gqap(cp, instance: Instance):
+    parameters, users = instance.parameters, instance.num_users
+    sizes = np.arange(1, instance.largest_batch + 1)
+    _, splits = grant_gains(instance, sizes)
+    candidates = [np.unique(column) for column in splits.T]  # one for every batch size, equal ones once
+    splits, owner = np.concatenate(candidates), np.repeat(np.arange(users), [len(c) for c in candidates])
+    edge_steps = parameters.num_steps - splits
+    pai = parameters.accuracy.pai
+    alone = (instance.alpha[owner] * (pai(splits) - pai(parameters.num_steps))
+             + edge_steps * (instance.device_step_s[owner] - instance.edge.intercept_s))
+    pair_cost = edge_steps * instance.edge.slope_s + parameters.transfer_s_per_user
+    at = cp.Variable(len(splits), boolean=True)
+    both = cp.Variable((len(splits), users), nonneg=True)
+    on_edge = np.equal.outer(np.arange(users), owner).astype(float) @ at
+    constraints = [
+        on_edge <= 1,
+        cp.sum(at) <= instance.largest_batch,
+        both >= cp.reshape(at, (len(splits), 1), order="C") + cp.reshape(on_edge, (1, users), order="C") - 1,
+    ]
+    utility = alone @ at - cp.sum(cp.multiply(pair_cost[:, None], both))
+    return cp.Problem(cp.Maximize(utility), constraints), on_edge
+
+
+register("milp", milp)

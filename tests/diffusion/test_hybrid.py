@@ -1,0 +1,329 @@
+import json
+import struct
+from threading import Event
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
+from tiny_pipeline import make_pipeline, save_adapter
+
+from splitpoint.diffusion.hybrid import (GenerationCancelled, HybridPipeline, User, decode, hybrid_generate,
+                                         load_users, model_fingerprint)
+from splitpoint.diffusion.packet import Packet, _checksum
+
+STEPS = 6
+SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    """A base pipeline with two LoRA users, and one user who fine-tuned the whole denoiser."""
+    base, maker = make_pipeline(), make_pipeline()
+    personal = {"ann": save_adapter(maker, folder / "ann", 1), "bob": save_adapter(maker, folder / "bob", 2)}
+    tuned = make_pipeline()
+    tuned.unet.conv_out.weight.data.mul_(0.7)
+    tuned.save_pretrained(folder / "cyd", safe_serialization=True)
+    base.save_pretrained(folder / "base")
+    return load_users(base, {**personal, "cyd": folder / "cyd"})
+
+
+def hybrid(models, **settings):
+    edge, users = models
+    return HybridPipeline(edge, {"me": User("me", edge), **users},
+                          **{"num_steps": STEPS, "guidance_scale": 3.0, **settings})
+
+
+@pytest.mark.parametrize("guidance", [0.0, 3.0])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_same_model_on_both_sides_is_the_unsplit_run_bit_for_bit(models, scheduler, guidance):
+    run = hybrid(models, scheduler=scheduler, guidance_scale=guidance)
+    edge = models[0]
+    plain = StableDiffusionPipeline(**{**edge.components,
+                                       "scheduler": SCHEDULERS[scheduler].from_config(edge.scheduler.config)},
+                                    requires_safety_checker=False)
+    plain.set_progress_bar_config(disable=True)
+    unsplit = plain("cat", num_inference_steps=STEPS, guidance_scale=guidance, output_type="latent",
+                    height=16, width=16, generator=torch.Generator().manual_seed(5)).images
+    for split in (0, 1, 2, 4, STEPS - 1, STEPS):
+        assert torch.equal(run.generate("cat", "me", split, seed=5).latents, unsplit), split
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_batch_of_mixed_splits_agrees_with_single_runs(models, scheduler):
+    run = hybrid(models, scheduler=scheduler)
+    prompts, splits, seeds = ["cat", "dog", "cow", "owl"], [0, 2, 5, 6], [1, 2, 3, 4]
+    users = ["ann", "bob", "cyd", "ann"]
+    batch = run.generate(prompts, users, splits, seeds)
+    for i, (prompt, user, split, seed) in enumerate(zip(prompts, users, splits, seeds)):
+        single = run.generate(prompt, user, split, seed)
+        torch.testing.assert_close(batch.latents[i:i + 1], single.latents, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_device_may_finish_its_packets_in_one_growing_batch(models, scheduler):
+    run = hybrid(models, scheduler=scheduler)
+    packets = run.edge_phase("cat", range(STEPS + 1), 7, share_runs=True)
+    together = run.device_latents(packets, "bob")
+    for packet, latent in zip(packets, together):
+        torch.testing.assert_close(latent[None], run.device_latents([packet], "bob"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("batching, rows", [("early_exit", [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2], [0], [0]]),
+                                            ("static", [[0, 1, 2]] * STEPS)])
+def test_a_request_is_handed_over_at_its_own_step_and_not_touched_afterwards(models, batching, rows):
+    seen = {}
+    packets = hybrid(models).edge_phase(["cat", "dog", "cow"], [0, 4, 2], batching=batching,
+                                        on_step=lambda step, names, latents: seen.update({step: (names, latents)}))
+    assert [names for names, _ in seen.values()] == rows
+    for request, packet in enumerate(packets):
+        names, latents = seen[packet.step]
+        assert torch.equal(packet.latent, latents[names.index(request)])
+    assert [packet.step for packet in packets] == [6, 2, 4]
+
+
+def test_static_and_early_exit_hand_over_the_same_latents(models):
+    run = hybrid(models)
+    packets = [run.edge_phase(["cat", "dog", "cow"], [0, 4, 2], batching=b) for b in ("early_exit", "static")]
+    for early, static in zip(*packets):
+        torch.testing.assert_close(early.latent, static.latent, rtol=1e-3, atol=1e-4)
+
+
+def test_shared_runs_compute_one_row_and_give_every_split(models):
+    run, rows = hybrid(models), []
+    shared = run.edge_phase("cat", [0, 2, 6], 3, share_runs=True, on_step=lambda _, names, __: rows.append(names))
+    assert rows == [[0]] * STEPS
+    for packet in shared:
+        alone = run.edge_phase("cat", packet.split_point, 3)[0]
+        assert packet.to_bytes() == alone.to_bytes()
+
+
+def test_noise_depends_on_the_seed_and_not_on_the_place_in_the_batch(models):
+    run = hybrid(models)
+    forth = run.edge_phase(["cat", "dog", "cow"], [1, 2, 3], [7, 8, 9])
+    back = run.edge_phase(["cow", "dog", "cat"], [3, 2, 1], [9, 8, 7])[::-1]
+    for one, other in zip(forth, back):
+        assert (one.prompt, one.seed, one.step) == (other.prompt, other.seed, other.step)
+        torch.testing.assert_close(one.latent, other.latent, rtol=1e-3, atol=1e-4)
+    other_seed = run.edge_phase("cat", 1, 6)[0]
+    assert not torch.allclose(other_seed.latent, forth[0].latent, atol=0.1)
+
+
+def test_users_differ_more_the_earlier_their_own_model_takes_over(models):
+    run = hybrid(models)
+    apart = []
+    for split in (0, 2, STEPS):
+        ann, bob, cyd = run.generate("cat", ["ann", "bob", "cyd"], split, seed=1).latents
+        apart.append(min((ann - bob).abs().mean(), (bob - cyd).abs().mean(), (ann - cyd).abs().mean()).item())
+    assert apart[0] == 0 < apart[1] < apart[2]
+
+
+def test_a_bar_is_shown_only_when_asked_for(models, capsys):
+    hybrid(models).edge_phase("cat", 2)
+    assert capsys.readouterr().err == ""
+    hybrid(models).edge_phase("cat", 2, progress=True)
+    assert "edge" in capsys.readouterr().err
+
+
+def test_loading_and_using_adapters_leaves_the_edge_model_untouched(models):
+    edge, users = models
+    fresh = make_pipeline()
+    run = hybrid(models)
+    run.generate("cat", ["ann", "bob"], 3)
+    expected = HybridPipeline(fresh, {}, num_steps=STEPS, guidance_scale=3.0).edge_phase("cat", 0)[0].latent
+    assert torch.equal(run.edge_phase("cat", 0)[0].latent, expected)
+    with users["ann"].model() as pipeline, torch.no_grad():
+        context = torch.zeros(1, 16, 32)
+        own = pipeline.unet(torch.ones(1, 4, 8, 8), 500, context).sample
+    assert not torch.allclose(own, fresh.unet(torch.ones(1, 4, 8, 8), 500, context).sample, atol=1e-3)
+
+
+def test_guidance_off_runs_each_request_once_per_step(models):
+    counts = []
+    hook = models[0].unet.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    for guidance in (1.0, 1.5):
+        hybrid(models, guidance_scale=guidance).edge_phase(["cat", "dog"], 0)
+    hook.remove()
+    assert counts == [2] * STEPS + [4] * STEPS
+
+
+@pytest.mark.parametrize("scheduler, carried", [("ddim", 0), ("euler", 0), ("dpmsolver++", 1)])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_packet_survives_its_trip(models, scheduler, carried, dtype):
+    packet = hybrid(models, scheduler=scheduler, packet_dtype=dtype, send_embeddings=True).edge_phase("café", 2, 3)[0]
+    again = Packet.from_bytes(packet.to_bytes())
+    assert len(packet.history) == carried
+    for name, value in vars(packet).items():
+        if name in ("latent", "embeddings"):
+            assert torch.equal(value, getattr(again, name)) and value.dtype == getattr(torch, dtype)
+        elif name == "history":
+            assert all(map(torch.equal, value, again.history))
+        else:
+            assert getattr(again, name) == value
+    assert again.size_bits == 8 * len(packet.to_bytes()) > sum(packet.tensor_bits.values())
+
+
+def test_the_smallest_packets_are_small(models):
+    compact = hybrid(models, packet_dtype="float16")
+    assert compact.edge_phase("cat", 2)[0].tensor_bits == {"latent": 4 * 8 * 8 * 16, "history": 0, "embeddings": 0}
+    assert compact.edge_phase("cat", STEPS)[0].tensor_bits["latent"] == 0  # the seed says it all
+    full = hybrid(models, send_embeddings=True).edge_phase("cat", 2)[0]
+    assert full.tensor_bits == {"latent": 4 * 8 * 8 * 32, "history": 0, "embeddings": 2 * 16 * 32 * 32}
+
+
+def test_half_precision_packets_change_little(models):
+    exact, compact = (hybrid(models, packet_dtype=dtype).generate("cat", "ann", [3, STEPS], 1).latents
+                      for dtype in ("float32", "float16"))
+    torch.testing.assert_close(compact[0], exact[0], rtol=0.02, atol=0.02)
+    assert not torch.equal(compact[0], exact[0]) and torch.equal(compact[1], exact[1])
+
+
+def test_sent_embeddings_spare_the_device_its_text_encoder(models):
+    texts = []
+    hook = models[0].text_encoder.register_forward_pre_hook(lambda *_: texts.append(1))
+    run = hybrid(models)
+    sent = hybrid(models, send_embeddings=True).edge_phase("cat", 3)[0]
+    texts.clear()
+    carried = run.device_latents([sent], "ann")
+    assert not texts
+    encoded = run.device_latents(run.edge_phase("cat", 3), "ann")
+    hook.remove()
+    assert texts and torch.equal(carried, encoded)
+
+
+@pytest.mark.parametrize("place", [0, 9, 20, 300, -40, -1])
+def test_a_changed_packet_is_refused(models, place):
+    content = bytearray(hybrid(models).edge_phase("cat", 2)[0].to_bytes())
+    content[place] ^= 1
+    with pytest.raises(ValueError, match="packet"):
+        Packet.from_bytes(content)
+
+
+def test_a_cut_or_malformed_packet_is_refused(models):
+    content = hybrid(models).edge_phase("cat", 2)[0].to_bytes()
+    for part in (b"", content[:8], content[:-1], content[:200], content + b"x"):
+        with pytest.raises(ValueError, match="packet"):
+            Packet.from_bytes(part)
+    length = struct.unpack("<I", content[8:12])[0]
+    header = json.loads(content[12:12 + length])
+    lies = [{**header, "extra": 1}, {**header, "tensors": [["latent", "float32", [9, 8, 8]]]},
+            {**header, "tensors": [["latent", "object", [4, 8, 8]]]}, {**header, "tensors": []},
+            {**header, "step": 99}, {k: v for k, v in header.items() if k != "seed"}]
+    for lie in lies:
+        text = json.dumps(lie).encode()
+        body = content[:8] + struct.pack("<I", len(text)) + text + content[12 + length:-16]
+        with pytest.raises(ValueError, match="packet|step|belong"):
+            Packet.from_bytes(body + _checksum(body))
+
+
+def test_a_packet_of_another_model_is_refused(models):
+    packet = hybrid(models).edge_phase("cat", 2)[0]
+    for other in (make_pipeline(seed=1), make_pipeline(scaling=0.5)):
+        with pytest.raises(ValueError, match="from another model"):
+            hybrid(models).device_phase(packet, User("eve", other))
+
+
+def test_the_fingerprint_survives_half_precision():
+    pipeline = make_pipeline()
+    assert model_fingerprint(pipeline) == model_fingerprint(make_pipeline().to(torch.float16))
+
+
+def test_cancelling_stops_between_two_steps(models):
+    stop, steps = Event(), []
+
+    def watch(step, names, latents):
+        steps.append(step)
+        if step == 2:
+            stop.set()
+
+    with pytest.raises(GenerationCancelled, match="before step 2 of 6"):
+        hybrid(models).edge_phase("cat", 0, on_step=watch, cancel=stop)
+    assert steps == [1, 2]
+    with pytest.raises(GenerationCancelled):
+        hybrid(models).generate("cat", "ann", STEPS, cancel=lambda: True)
+
+
+def test_pipelines_and_adapters_from_folders_run_end_to_end(models, folder):
+    edge, users = load_users(str(folder / "base"), personal=[folder / "ann", str(folder / "bob"), folder / "cyd"])
+    assert list(users) == ["ann", "bob", "cyd"] and users["ann"].pipeline is edge is not users["cyd"].pipeline
+    output = hybrid_generate("cat", list(users.values()), [2, 4, 6], STEPS, seed=1, pipeline=edge, guidance_scale=3.0)
+    expected = hybrid(models).generate("cat", ["ann", "bob", "cyd"], [2, 4, 6], 1)
+    torch.testing.assert_close(output.latents, expected.latents, rtol=1e-3, atol=1e-4)
+    assert [image.size for image in output.images] == [(16, 16)] * 3
+    assert len({image.tobytes() for image in output.images}) == 3
+
+
+def test_adapters_and_pipelines_of_another_model_are_refused(models, folder, tmp_path):
+    wide = make_pipeline(width=64)
+    wrong = save_adapter(wide, tmp_path / "wide", 3)
+    with pytest.raises(ValueError, match="not a LoRA for this model"):
+        load_users(models[0], {"dan": wrong})
+    assert set(models[0].unet.peft_config) == {"ann", "bob"}
+    make_pipeline(seed=1).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(ValueError, match="not a fine-tune of the base"):
+        load_users(models[0], [tmp_path / "foreign"])
+    with pytest.raises(ValueError, match="neither"):
+        load_users(models[0], [tmp_path])
+    with pytest.raises(ValueError, match="twice"):
+        load_users(models[0], [folder / "ann", "elsewhere/ann"])
+    with pytest.raises(ValueError, match="empty"):
+        load_users(models[0], [])
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(split_points=STEPS + 1), r"split_points holds 7: whole numbers in \[0, 6\]"),
+    (dict(split_points=-1), r"split_points holds -1"),
+    (dict(split_points=1.5), "split_points holds 1.5"),
+    (dict(split_points=float("nan")), "split_points holds nan"),
+    (dict(split_points=[1, 2, 3]), "lengths differ"),
+    (dict(split_points=[]), "split_points is empty"),
+    (dict(seed=-1), "seed holds -1"),
+    (dict(prompts=["cat", " "]), "prompts holds ' '"),
+    (dict(prompts=[]), "prompts is empty"),
+    (dict(users=[]), "users is empty"),
+    (dict(users="zoe"), "user='zoe' is unknown; there are me, ann, bob, cyd"),
+    (dict(batching="dynamic"), "batching='dynamic' is not one of early_exit, static"),
+])
+def test_bad_requests_are_refused_before_any_work(models, arguments, message):
+    calls = []
+    hook = models[0].unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    with pytest.raises(ValueError, match=message):
+        hybrid(models).generate(**{"prompts": ["cat", "dog"], "users": ["ann", "bob"], "split_points": 2, **arguments})
+    hook.remove()
+    assert not calls
+
+
+@pytest.mark.parametrize("settings, message", [
+    (dict(num_steps=0), "num_steps=0 must be a whole number"),
+    (dict(num_steps=2.5), "num_steps=2.5"),
+    (dict(scheduler="pndm"), r"scheduler='pndm' is not one of ddim, euler, dpmsolver\+\+"),
+    (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
+    (dict(packet_dtype="int8"), "packet_dtype='int8'"),
+])
+def test_bad_settings_are_refused(models, settings, message):
+    with pytest.raises(ValueError, match=message):
+        hybrid(models, **settings)
+
+
+def test_a_full_edge_refuses_more(models):
+    with pytest.raises(ValueError, match="max_batch=2"):
+        hybrid(models, max_batch=2).edge_phase("cat", 1, [1, 2, 3])
+
+
+def test_pictures_lie_between_zero_and_one(models):
+    pictures = decode(models[0], torch.randn(2, 4, 8, 8) * 9)
+    assert pictures.shape == (2, 3, 16, 16) and 0 <= pictures.min() < pictures.max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_split_equals_unsplit_on_a_gpu_and_is_close_to_the_cpu(folder, models):
+    edge, users = load_users(folder / "base", [folder / "ann"], device="cuda")
+    run = HybridPipeline(edge, users, num_steps=STEPS, guidance_scale=3.0)
+    whole = run.generate("cat", User("me", edge), 0, 5).latents
+    assert torch.equal(whole, run.generate("cat", User("me", edge), 3, 5).latents)
+    torch.testing.assert_close(whole.cpu(), hybrid(models).generate("cat", "me", 0, 5).latents, rtol=0.02, atol=0.02)

@@ -25,6 +25,12 @@ def solvers() -> tuple[str, ...]:
     return tuple(_SOLVERS)
 
 
+def get_solver(name: str) -> Callable[..., Plan]:
+    """The solver of that name; ValueError with the names there are, if there is none."""
+    one_of("method", name, solvers())
+    return _SOLVERS[name]
+
+
 def solve(instance: Instance, method: str = "exact", **options) -> Plan:
     """Find a plan and check that it is feasible.
 
@@ -39,8 +45,7 @@ def solve(instance: Instance, method: str = "exact", **options) -> Plan:
     Raises:
         ValueError: for an unknown method or bad options.
     """
-    one_of("method", method, solvers())
-    plan = _SOLVERS[method](instance, **options)
+    plan = get_solver(method)(instance, **options)
     check_plan(instance, plan)
     return plan
 

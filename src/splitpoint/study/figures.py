@@ -1,0 +1,199 @@
+"""The figures' one hand: style, captions, saving, and a function a figure (tidy table in, axes out)."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from splitpoint.files import project_root
+from splitpoint.offloading import AccuracyModel, Fit, LatencyModel, confidence_band, optimal_split
+
+#: one colour and marker a method, the same in every figure
+METHODS = {
+    "exact": ("exact optimum", "black", "o", "-"),
+    "early_exit": ("exact, early exit", "#56B4E9", "P", "-"),
+    "agent": ("DRL-convex agent", "#D55E00", "*", "-"),
+    "genetic": ("genetic algorithm", "#009E73", "s", "--"),
+    "greedy": ("greedy", "#0072B2", "^", "--"),
+    "milp": ("mixed-integer program", "#E69F00", "h", "--"),
+    "all_edge": ("all on the edge", "#CC79A7", "D", ":"),
+    "all_local": ("all on the devices", "#999999", "v", ":"),
+    "random": ("random", "#A65628", "X", ":"),
+}
+_SPARE = sns.color_palette("colorblind")
+QUANTITIES = {
+    "reward": "reward (0.1 × utility per user, s)",
+    "accuracy": "mean accuracy index (PAI)",
+    "latency_s": "mean latency (s)",
+    "share_granted": "share of users granted",
+    "optimality": "optimality (share of the possible gain)",
+}
+AXES = {"num_users": "users in the window", "num_edge_gpus": "edge GPUs"}
+
+
+def use_style() -> None:
+    """Set the style of all figures; called once at the top of a notebook."""
+    sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
+    mpl.rcParams.update({"figure.dpi": 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8), "axes.titlesize": 10,
+                         "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 8.5,
+                         "lines.markersize": 5, "figure.constrained_layout.use": True, "pdf.fonttype": 42})
+
+
+def caption(figure: plt.Figure, kind: str, text: str) -> None:
+    """Write the caption under a figure: the kind of its numbers, then seeds, interval and source."""
+    figure.supxlabel(f"{kind}: {text}", fontsize=7.5, color="0.35", wrap=True)
+
+
+def save_figure(figure: plt.Figure, name: str) -> None:
+    """Save as PDF and PNG under ``figures/``.
+
+    Args:
+        figure: the figure.
+        name: ``fig01_short_name``.
+
+    Raises:
+        OSError: if ``figures/`` cannot be written, naming the file and the reason.
+    """
+    folder = project_root() / "figures"
+    for ending, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
+        draft = folder / f".{name}.draft.{ending}"
+        try:
+            folder.mkdir(exist_ok=True)
+            figure.savefig(draft, metadata=metadata)
+            draft.replace(folder / f"{name}.{ending}")
+        except OSError as error:
+            draft.unlink(missing_ok=True)
+            raise OSError(f"figures/{name}.{ending} cannot be written: {error.strerror or error}. "
+                          "Make room or give write permission, and run again; finished work is kept.") from error
+
+
+def method_style(method: str) -> tuple[str, object, str, str]:
+    """Label, colour, marker and line of a method; a method of one's own gets a colour by its name."""
+    if method in METHODS:
+        return METHODS[method]
+    return method, _SPARE[sum(map(ord, method)) % len(_SPARE)], "d", "-."
+
+
+def mean_interval(values: pd.Series) -> pd.Series:
+    """Mean and half-width of its 95 % interval over seeds (normal approximation)."""
+    return pd.Series({"mean": values.mean(), "half": 1.96 * values.std(ddof=1) / np.sqrt(len(values))})
+
+
+def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | None = None,
+                 legend: bool = True) -> plt.Axes:
+    """Mean of ``y`` against ``x``, a line a method with its 95 % interval over seeds.
+
+    Args:
+        table: from ``sweeps.reward_sweep``.
+        x: ``num_users`` or ``num_edge_gpus``.
+        y: one of ``QUANTITIES``.
+    """
+    ax = ax or plt.subplots()[1]
+    methods = table["method"].unique()
+    dodge = 0.009 * np.ptp(table[x]) * (np.arange(len(methods)) - len(methods) / 2)  # equal lines stay visible
+    for method, shift in zip(methods, dodge):
+        label, colour, marker, line = method_style(method)
+        stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
+        ax.errorbar(stats.index + shift, stats["mean"], stats["half"], label=label, color=colour, marker=marker, ls=line,
+                    lw=1.4, capsize=2, markeredgecolor="black", markeredgewidth=0.4)
+    ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(table[x].unique()))
+    if legend:
+        ax.legend(ncols=2)
+    return ax
+
+
+def method_panels(table: pd.DataFrame, x: str, quantities=("accuracy", "latency_s", "share_granted")) -> plt.Figure:
+    """One panel a quantity, one legend for all."""
+    figure, axes = plt.subplots(1, len(quantities), figsize=(3.4 * len(quantities), 3.6))
+    for ax, quantity in zip(axes, quantities):
+        method_lines(table, x, quantity, ax, legend=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="outside upper center")
+    return figure
+
+
+def latency_lines(lines: dict[str, LatencyModel], max_batch: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
+    """Seconds of one denoising step against batch size, a line a device."""
+    ax = ax or plt.subplots()[1]
+    batch = np.arange(1, max_batch + 1)
+    colours = sns.color_palette("viridis", len(lines))
+    for (name, line), colour, marker in zip(lines.items(), colours, "osDv^<>PX*hd"):
+        ax.plot(batch, line.step_latency_s(batch), marker=marker, ms=3.5, lw=1, color=colour, label=name)
+    ax.set(xlabel="batch size (requests)", ylabel="one denoising step (s)", ylim=(0, None), xticks=batch[1::2])
+    ax.legend(ncols=2, title="device")
+    return ax
+
+
+def accuracy_curve(models: dict[str, AccuracyModel], min_split: int = 80, num_steps: int = 200,
+                   ax: plt.Axes | None = None) -> plt.Axes:
+    """Accuracy index against split point; shaded is the range that the optimiser may choose from."""
+    ax = ax or plt.subplots()[1]
+    split = np.linspace(0, num_steps, 201)
+    for (name, model), line in zip(models.items(), ("-", "--", "-.", ":")):
+        ax.plot(split, model.pai(split), line, lw=1.6, label=name)
+    ax.axvspan(min_split, num_steps, color="0.9", zorder=0, label="allowed split points")
+    ax.set(xlabel="split point: last steps on the device", ylabel="accuracy index (PAI)", ylim=(0, 1.02))
+    ax.legend()
+    return ax
+
+
+def fitted_line(batch, seconds, fit: Fit, ax: plt.Axes | None = None, label: str = "measured") -> plt.Axes:
+    """Measured step latencies, the fitted line and its 95 % confidence band."""
+    ax = ax or plt.subplots()[1]
+    reach = np.linspace(0, np.max(batch) * 1.05, 100)
+    low, high = confidence_band(fit, reach)
+    ax.scatter(batch, seconds, s=12, color="black", alpha=0.6, label=label)
+    ax.plot(reach, fit.model.step_latency_s(reach), label="line $k\\,b + h$")
+    ax.fill_between(reach, low, high, alpha=0.25, label="95 % band")
+    ax.set(xlabel="batch size (requests)", ylabel="one denoising step (s)", xlim=(0, None), ylim=(0, None))
+    ax.legend()
+    return ax
+
+
+def split_against_alpha(parameters, edge: LatencyModel, device_step_s: float, batch_sizes=(1, 6, 12, 18),
+                        ax: plt.Axes | None = None) -> plt.Axes:
+    """Optimal split point against preference, a line a batch size."""
+    ax = ax or plt.subplots()[1]
+    alpha = np.geomspace(1, 1000, 400)
+    for batch, line in zip(batch_sizes, ("-", "--", "-.", ":")):
+        saving = device_step_s - edge.step_latency_s(batch)
+        ax.plot(alpha, optimal_split(alpha, saving, parameters), line, lw=1.6, label=f"batch {batch}")
+    ax.set(xscale="log", xlabel="preference α (s per unit of accuracy)", ylabel="optimal split point (steps)",
+           ylim=(parameters.min_split - 5, parameters.num_steps + 5))
+    ax.legend()
+    return ax
+
+
+def solve_time_lines(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
+    """Median seconds to solve one window against its users, both on log axes; bars span the windows."""
+    ax = ax or plt.subplots()[1]
+    for i, (label, rows) in enumerate(table.groupby("label", sort=False)):
+        times = rows.groupby("num_users")["solve_s"].agg(["median", "min", "max"])
+        bars = np.abs(times[["min", "max"]].to_numpy().T - times["median"].to_numpy())
+        ax.errorbar(times.index, times["median"], bars, marker="osD^vPX*hd"[i % 10], lw=1.3, capsize=2, label=label,
+                    color=_SPARE[i % len(_SPARE)])
+        stopped = rows[rows["status"] == "time_limit"]
+        ax.scatter(stopped["num_users"], stopped["solve_s"], s=90, facecolors="none", edgecolors="red", zorder=3)
+    ax.set(xscale="log", yscale="log", xlabel="users in the window", ylabel="time to solve (s)")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def difference_lines(tables: dict[str, pd.DataFrame], x: str, y: str = "reward", method: str = "exact",
+                     ax: plt.Axes | None = None) -> plt.Axes:
+    """One method under several settings: mean of ``y`` against ``x`` with 95 % intervals, a line a setting."""
+    ax = ax or plt.subplots()[1]
+    for (name, table), marker, line in zip(tables.items(), "osD^v", ("-", "--", "-.", ":", "-")):
+        stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
+        ax.errorbar(stats.index, stats["mean"], stats["half"], marker=marker, ls=line, capsize=2, label=name)
+    ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(stats.index))
+    ax.legend()
+    return ax
+
+
+def figure_files() -> list[Path]:
+    """The PNG files in ``figures/``, in order."""
+    return sorted(project_root().joinpath("figures").glob("fig*.png"))

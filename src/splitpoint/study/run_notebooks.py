@@ -1,0 +1,129 @@
+"""Execute the notebooks in order: ``python -m splitpoint.study.run_notebooks [--mode full] [--in-place] [NAME …]``.
+
+Executed copies go to ``build/notebooks/``, figures to ``figures/``. A notebook that ran to its end is not run again
+until it, the package, the data or the mode changes, so an interrupted run continues where it stopped.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from splitpoint.files import project_root, write_atomically
+
+CELL_TIMEOUT_S = 3600
+
+
+def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bool = False) -> bool:
+    """Execute notebooks, print a line for each, and return whether all ran to their end.
+
+    Args:
+        names: stems or their beginnings, for instance ``["04"]``; all if empty.
+        mode: ``fast`` or ``full``, set in each notebook's ``parameters`` cell.
+        in_place: write outputs back into ``notebooks/`` (for committing them).
+        again: run even what is up to date.
+    """
+    root = project_root()
+    paths = sorted(p for p in root.joinpath("notebooks").glob("[0-9]*.ipynb")
+                   if not names or p.stem.startswith(tuple(names)))
+    if not paths:
+        raise ValueError(f"names={names!r} match no notebook in notebooks/")
+    state = _project_state(root)
+    for number, path in enumerate(paths, 1):
+        label = f"[{number}/{len(paths)}] {path.stem}"
+        target = path if in_place else root / "build" / "notebooks" / path.name
+        stamp = root / "build" / "stamps" / f"{path.stem}.json"
+        digest = hashlib.sha256((state + mode + _source(path)).encode()).hexdigest()
+        if not again and _up_to_date(stamp, digest, target, root):
+            print(f"{label}: up to date", flush=True)
+            continue
+        print(f"{label} …", end="", flush=True)
+        start, before = time.perf_counter(), _figures(root)
+        if not _execute(path, target, mode):
+            return False
+        seconds = time.perf_counter() - start
+        made = [name for name, stat in _figures(root).items() if before.get(name) != stat]
+        write_atomically(stamp, json.dumps({"digest": digest, "figures": made}).encode())
+        print(f"\r{label}: {seconds:.0f} s, {len([n for n in made if n.endswith('.png')])} figures", flush=True)
+    return True
+
+
+def _execute(path: Path, target: Path, mode: str) -> bool:
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
+    client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3",
+                            resources={"metadata": {"path": str(path.parent)}})
+    try:
+        client.execute(env=_kernel_environment())
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        index, cell = next(((i, c) for i, c in reversed(list(enumerate(notebook.cells)))
+                            if c.cell_type == "code" and c.get("execution_count") is not None), (0, notebook.cells[0]))
+        reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+        first_line = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
+        print(f"\n{path.name} failed in cell {index} ({first_line!r}):\n    {reason}\n"
+              "What finished before is kept; run the same command again to continue.", file=sys.stderr, flush=True)
+        return False
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if "parameters" in cell.metadata.get("tags", []):
+            cell.source = cell.source.replace(f'MODE = "{mode}"', 'MODE = "fast"')
+    notebook.metadata.pop("signature", None)
+    write_atomically(target, (nbformat.writes(notebook) + "\n").encode())
+    return True
+
+
+def _kernel_environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+            "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def _source(path: Path) -> str:
+    return "\0".join(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+                     for cell in json.loads(path.read_text())["cells"])
+
+
+def _project_state(root: Path) -> str:
+    """Digest of the package's source and of the data's sidecars."""
+    digest = hashlib.sha256()
+    for path in sorted([*root.joinpath("src").rglob("*.py"), *root.joinpath("data").rglob("*.meta.json")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _figures(root: Path) -> dict[str, tuple[int, int]]:
+    return {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in root.joinpath("figures").glob("*")}
+
+
+def _up_to_date(stamp: Path, digest: str, target: Path, root: Path) -> bool:
+    try:
+        done = json.loads(stamp.read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return (done["digest"] == digest and target.exists()
+            and all(root.joinpath("figures", name).exists() for name in done["figures"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Execute the notebooks in order.")
+    parser.add_argument("names", nargs="*", help="stems or their beginnings, for instance 04; all if left out")
+    parser.add_argument("--mode", choices=("fast", "full"), default="fast")
+    parser.add_argument("--in-place", action="store_true", help="write outputs back into notebooks/")
+    parser.add_argument("--again", action="store_true", help="run even what is up to date")
+    arguments = parser.parse_args()
+    start = time.perf_counter()
+    if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again):
+        raise SystemExit(1)
+    print(f"all notebooks: {time.perf_counter() - start:.0f} s; figures are in figures/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Experiments over many windows: tidy tables of every method's reward, accuracy, latency and time."""
+
+import hashlib
+import inspect
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+
+from splitpoint.offloading import Profiles, SystemParameters, evaluate, sample_instance, solve
+from splitpoint.offloading.solvers import get_solver
+from splitpoint.study.records import code_digest, load_or_run
+
+METHODS = ("exact", "genetic", "greedy", "all_edge", "all_local", "random")
+SEEDS_PER_TASK = 20
+
+
+def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence[int], num_seeds: int = 200,
+                 methods: Sequence[str] = METHODS, parameters: SystemParameters = SystemParameters(),
+                 batching: str = "static", profiles: Profiles | None = None, first_seed: int = 0) -> pd.DataFrame:
+    """Every method on the same random windows.
+
+    Args:
+        name: of the stored table, see ``records.load_or_run``.
+        num_users: users per window; all combinations with ``num_edge_gpus`` are run.
+        num_edge_gpus: GPUs of the edge.
+        num_seeds: windows per combination.
+        methods: names known to ``splitpoint.offloading.solve``.
+        parameters: SystemParameters.
+        batching: how plans are evaluated, ``static`` or ``early_exit``.
+        profiles: hardware; the published lines if left out.
+        first_seed: seeds run from here.
+
+    Returns:
+        One row per window and method: ``num_users, num_edge_gpus, seed, method, reward, utility_s, accuracy`` (mean
+        PAI), ``latency_s`` (mean), ``share_granted``, ``optimality`` (share of the optimum's gain over all-local that
+        the method reaches; 1 where there is nothing to gain).
+    """
+    solver_functions = {method: get_solver(method) for method in methods}
+    common = dict(solver_functions=solver_functions, parameters=parameters, batching=batching, profiles=profiles)
+    blocks = [range(s, min(s + SEEDS_PER_TASK, first_seed + num_seeds))
+              for s in range(first_seed, first_seed + num_seeds, SEEDS_PER_TASK)]
+    tasks = [dict(num_users=u, num_edge_gpus=c, seeds=list(block), **common)
+             for u in num_users for c in num_edge_gpus for block in blocks]
+    settings = dict(num_users=list(num_users), num_edge_gpus=list(num_edge_gpus), num_seeds=num_seeds,
+                    first_seed=first_seed, parameters=asdict(parameters), batching=batching,
+                    profiles=asdict(profiles) if profiles else "published",
+                    methods={name: _source_digest(f) for name, f in solver_functions.items()},
+                    code=code_digest("offloading", "study"))
+    return load_or_run(name, _windows, tasks, settings=settings)
+
+
+def _windows(num_users, num_edge_gpus, seeds, solver_functions: dict[str, Callable], parameters, batching, profiles):
+    rows = []
+    for seed in seeds:
+        rng = np.random.default_rng([seed, num_users])
+        instance = sample_instance(num_users, num_edge_gpus, rng, parameters, profiles)
+        local = evaluate(instance, solve(instance, "all_local")).utility
+        best = evaluate(instance, solve(instance, "exact" if batching == "static" else "early_exit"), batching).utility
+        for method, solver in solver_functions.items():
+            plan = solver(instance, **({"seed": seed} if "seed" in inspect.signature(solver).parameters else {}))
+            outcome = evaluate(instance, plan, batching)
+            rows.append(dict(
+                num_users=num_users, num_edge_gpus=num_edge_gpus, seed=seed, method=method, reward=outcome.reward,
+                utility_s=outcome.utility, accuracy=float(outcome.accuracy.mean()),
+                latency_s=float(outcome.latency_s.mean()), share_granted=float(plan.granted.mean()),
+                optimality=optimality(outcome.utility, best, local)))
+    return rows
+
+
+def optimality(utility: float, best: float, local: float) -> float:
+    """Share of the optimum's gain over all-local; 1 where the optimum gains nothing and the method loses nothing."""
+    gain, reached = best - local, utility - local
+    if gain <= 1e-12 * (1 + abs(best)):
+        return 1.0 if reached >= -1e-12 * (1 + abs(best)) else -np.inf
+    return float(reached / gain)
+
+
+def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict], num_edge_gpus: int = 16,
+                num_seeds: int = 5, give_up_s: float = 10.0) -> pd.DataFrame:
+    """Seconds that each method takes, against the number of users, one run at a time.
+
+    Args:
+        name: of the stored table.
+        num_users: ascending; the batch limit is lifted to the number of users.
+        methods: ``{label: {"method": name, …options}}``; each stops growing after its median exceeds ``give_up_s`` or
+            it refuses the size.
+        num_seeds: windows per size; each is solved twice and the second time counts, so that nothing is cold.
+
+    Returns:
+        One row per label, size and window: ``label, num_users, seed, solve_s, status``.
+    """
+    settings = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
+                    give_up_s=give_up_s, code=code_digest("offloading"))
+    task = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
+                give_up_s=give_up_s)
+    return load_or_run(name, _times, [task], settings=settings, kind="measured")
+
+
+def _times(num_users, methods, num_edge_gpus, num_seeds, give_up_s):
+    rows = []
+    for label, options in methods.items():
+        for users in num_users:
+            parameters, seconds = SystemParameters(max_batch=users), []
+            for seed in range(num_seeds):
+                instance = sample_instance(users, num_edge_gpus, np.random.default_rng([seed, users]), parameters)
+                try:
+                    spent, plan = _time_once(instance, options)
+                    if spent < give_up_s / 10:
+                        spent, plan = _time_once(instance, options)
+                except ValueError:  # the method refuses this size
+                    break
+                seconds.append(spent)
+                rows.append(dict(label=label, num_users=users, seed=seed, solve_s=spent, status=plan.status))
+                if spent > give_up_s:
+                    break
+            if not seconds or np.median(seconds) > give_up_s:
+                break
+    return rows
+
+
+def _time_once(instance, options):
+    start = time.perf_counter()
+    plan = solve(instance, **options)
+    return time.perf_counter() - start, plan
+
+
+def _source_digest(function: Callable) -> str:
+    try:
+        source = inspect.getsource(function)
+    except (OSError, TypeError):
+        source = repr(function)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """The figures' one hand: style, captions, saving, and a function a figure (tidy table in, axes out)."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import matplotlib as mpl
@@ -65,7 +66,8 @@ def save_figure(figure: plt.Figure, name: str) -> None:
             figure.savefig(draft, metadata=metadata)
             draft.replace(folder / f"{name}.{ending}")
         except OSError as error:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise OSError(f"figures/{name}.{ending} cannot be written: {error.strerror or error}. "
                           "Make room or give write permission, and run again; finished work is kept.") from error
 

@@ -1,0 +1,80 @@
+import json
+
+import pandas as pd
+import pytest
+
+from splitpoint.files import write_atomically, write_meta
+from splitpoint.study.records import load_or_run, read_table, results_path
+
+
+def square(number, fail_at=None, log=None):
+    if number == fail_at:
+        raise KeyboardInterrupt
+    if log:
+        with open(log, "a") as file:
+            file.write(f"{number}\n")
+    return [{"number": number, "square": number**2 + 0.1}]
+
+
+def tasks(**more):
+    return [dict(number=n, **more) for n in range(6)]
+
+
+def test_computed_once_then_read(scratch_project, capsys):
+    first = load_or_run("squares", square, tasks(), settings={"n": 6})
+    assert "computed here" in capsys.readouterr().out
+    again = load_or_run("squares", square, tasks(), settings={"n": 6})
+    assert "read from results/squares.csv; simulated" in capsys.readouterr().out
+    pd.testing.assert_frame_equal(first, again)
+    assert first["square"].tolist() == [n**2 + 0.1 for n in range(6)]
+
+
+def test_other_settings_are_computed_anew(scratch_project, capsys):
+    load_or_run("squares", square, tasks(), settings={"n": 6})
+    load_or_run("squares", square, tasks()[:3], settings={"n": 3})
+    assert capsys.readouterr().out.count("computed here") == 2
+    assert len(pd.read_csv(results_path("squares.csv"))) == 3
+
+
+def test_an_interrupted_run_continues_to_the_same_table(scratch_project, capsys):
+    import joblib
+
+    log = scratch_project / "log"
+    whole = load_or_run("whole", square, tasks(), settings={})
+    with joblib.parallel_config(backend="sequential"), pytest.raises(KeyboardInterrupt):
+        load_or_run("squares", square, tasks(fail_at=4, log=str(log)), settings={})
+    assert not results_path("squares.csv").exists()
+    resumed = load_or_run("squares", square, tasks(log=str(log)), settings={})
+    pd.testing.assert_frame_equal(whole, resumed)
+    assert sorted(log.read_text().split()) == list("012345"), "a finished task was run again"
+    assert "4 parts of 6 from before" in capsys.readouterr().out
+
+
+def test_a_damaged_table_is_refused(scratch_project):
+    load_or_run("squares", square, tasks(), settings={})
+    results_path("squares.csv").write_text("number,square\n0,9\n")
+    with pytest.raises(ValueError, match="squares.csv does not match the checksum"):
+        load_or_run("squares", square, tasks(), settings={})
+
+
+def test_dask_runs_the_same_sweep(scratch_project):
+    distributed = pytest.importorskip("distributed", reason="the optional extra `cluster` is not installed")
+    import joblib
+
+    with distributed.Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None):
+        with joblib.parallel_config(backend="dask"):
+            table = load_or_run("squares", square, tasks(), settings={})
+    assert table["number"].tolist() == list(range(6))
+
+
+def test_read_table_prints_where_the_numbers_come_from(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    path = tmp_path / "data" / "t.csv"
+    write_atomically(path, b"a\n1\n")
+    write_meta(path, kind="measured", command="measure it", device="an abacus")
+    assert read_table("t.csv")["a"].tolist() == [1]
+    line = capsys.readouterr().out
+    assert "data/t.csv: measured" in line and "an abacus" in line and "measure it" in line
+    with pytest.raises(ValueError, match="data/none.csv is missing"):
+        read_table("none.csv")
+    assert json.loads((tmp_path / "data" / "t.csv.meta.json").read_text())["kind"] == "measured"

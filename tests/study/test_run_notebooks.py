@@ -1,0 +1,45 @@
+import nbformat
+import pytest
+
+from splitpoint.study.run_notebooks import run_notebooks
+
+
+def write_notebook(folder, name, *sources):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    notebook.cells[0].metadata.tags = ["parameters"]
+    nbformat.write(notebook, folder / "notebooks" / name)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    for name in ("notebooks", "data", "src"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def test_runs_in_order_skips_what_is_done_and_names_the_cell_that_fails(project, capfd):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "print(MODE)")
+    write_notebook(project, "01_b.ipynb", 'MODE = "fast"', "x = 1", "raise KeyError('lost')")
+    assert not run_notebooks([], "full")
+    out, err = capfd.readouterr()
+    assert "[1/2] 00_a" in out and "01_b.ipynb failed in cell 2" in err and "lost" in err
+    executed = nbformat.read(project / "build" / "notebooks" / "00_a.ipynb", as_version=4)
+    assert executed.cells[1].outputs[0].text == "full\n"
+    assert nbformat.read(project / "notebooks" / "00_a.ipynb", as_version=4).cells[1].outputs == []
+    write_notebook(project, "01_b.ipynb", 'MODE = "fast"')
+    assert run_notebooks([], "full")
+    out, _ = capfd.readouterr()
+    assert "00_a: up to date" in out and "01_b:" in out
+
+
+def test_in_place_keeps_the_mode_that_is_committed(project):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "print(MODE)")
+    assert run_notebooks(["00"], "full", in_place=True)
+    notebook = nbformat.read(project / "notebooks" / "00_a.ipynb", as_version=4)
+    assert notebook.cells[0].source == 'MODE = "fast"' and notebook.cells[1].outputs[0].text == "full\n"
+
+
+def test_unknown_name_is_refused(project):
+    with pytest.raises(ValueError, match="match no notebook"):
+        run_notebooks(["99"], "fast")

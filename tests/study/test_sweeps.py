@@ -1,0 +1,71 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from splitpoint.offloading import Plan, SystemParameters, evaluate, register, sample_instance, solve
+from splitpoint.offloading.solvers import _SOLVERS
+from splitpoint.study.sweeps import optimality, reward_sweep, solve_times
+
+
+def sweep(name="sweep", **changes):
+    return reward_sweep(name, **(dict(num_users=(4, 6), num_edge_gpus=(8,), num_seeds=25,
+                                      methods=("exact", "greedy", "all_local", "random")) | changes))
+
+
+def test_rows_are_what_a_direct_evaluation_gives(scratch_project):
+    table = sweep()
+    assert len(table) == 2 * 25 * 4
+    row = table[(table.num_users == 6) & (table.seed == 21) & (table.method == "greedy")].iloc[0]
+    instance = sample_instance(6, 8, np.random.default_rng([21, 6]))
+    outcome = evaluate(instance, solve(instance, "greedy"))
+    assert row.reward == outcome.reward and row.latency_s == pytest.approx(outcome.latency_s.mean(), rel=1e-12)
+
+
+def test_optimality_of_the_optimum_and_of_all_local(scratch_project):
+    table = sweep(num_edge_gpus=(4, 16))
+    assert (table[table.method == "exact"].optimality == 1).all()
+    assert (table.optimality <= 1 + 1e-12).all()
+    local = table[table.method == "all_local"]
+    best = table[table.method == "exact"].set_index(["num_users", "num_edge_gpus", "seed"]).share_granted
+    keys = local.set_index(["num_users", "num_edge_gpus", "seed"])
+    assert (keys.optimality[best > 0] == 0).all()
+
+
+def test_early_exit_is_judged_against_its_own_optimum(scratch_project):
+    table = sweep(batching="early_exit", methods=("early_exit", "exact"))
+    assert np.allclose(table[table.method == "early_exit"].optimality, 1)
+    assert table[table.method == "exact"].optimality.max() <= 1 + 1e-9
+
+
+def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scratch_project, capsys):
+    def grant_none(instance):
+        return Plan(np.zeros(instance.num_users, bool), np.full(instance.num_users, 200.0))
+
+    register("mine", grant_none)
+    try:
+        table = sweep(methods=("exact", "mine"))
+        assert set(table.method) == {"exact", "mine"}
+        sweep(methods=("exact", "mine"))
+        assert "read from" in capsys.readouterr().out
+    finally:
+        _SOLVERS.pop("mine")
+
+
+def test_parameters_change_the_table(scratch_project):
+    released, corrected = (sweep(parameters=SystemParameters(transmission=t)) for t in ("released", "corrected"))
+    exact = [t[t.method == "exact"].reward.mean() for t in (released, corrected)]
+    assert exact[1] > exact[0]
+
+
+def test_optimality_by_hand():
+    assert optimality(5, 10, 0) == 0.5
+    assert optimality(-3, -3, -3) == 1
+    assert optimality(-4, -3, -3) == -np.inf
+
+
+def test_solve_times_stop_where_a_method_gives_up(scratch_project):
+    methods = {"exact": {"method": "exact"}, "brute force": {"method": "brute_force"}}
+    table = solve_times("times", num_users=(4, 16, 18), methods=methods, num_seeds=2)
+    sizes = table.groupby("label").num_users.max()
+    assert sizes["exact"] == 18 and sizes["brute force"] == 16
+    assert isinstance(table, pd.DataFrame) and (table.solve_s > 0).all()

@@ -1,0 +1,39 @@
+import json
+
+import pytest
+
+from splitpoint.files import meta_path, read_meta, write_atomically, write_meta
+
+
+def test_sidecar_round_trip_and_damage(tmp_path):
+    path = tmp_path / "table.csv"
+    write_atomically(path, b"a\n1\n")
+    written = write_meta(path, kind="measured", command="make it", seed=3, settings={"n": 1}, licence="MIT")
+    assert read_meta(path) == written
+    assert {"kind", "command", "seed", "date_utc", "device", "versions", "sha256", "licence"} <= set(written)
+    path.write_bytes(b"a\n2\n")
+    with pytest.raises(ValueError, match="table.csv does not match the checksum.*make it"):
+        read_meta(path)
+    meta_path(path).write_text("{")
+    with pytest.raises(ValueError, match="missing or unreadable"):
+        read_meta(path)
+
+
+def test_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="kind='guessed' is not one of measured"):
+        write_meta(tmp_path / "x", kind="guessed", command="")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "table.csv"
+    write_atomically(path, b"old")
+    with pytest.raises(TypeError):
+        write_atomically(path, "not bytes")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_no_host_names_in_sidecars(tmp_path):
+    import socket
+    path = tmp_path / "x"
+    path.write_bytes(b"")
+    assert socket.gethostname() not in json.dumps(write_meta(path, kind="simulated", command="c"))

@@ -1,0 +1,128 @@
+"""What holds of the project as a whole: arrows between the rooms, pins, provenance, notebooks, size."""
+
+import ast
+import json
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from splitpoint.files import KINDS, meta_path, project_root, read_meta
+
+ROOT = project_root()
+SOURCE = ROOT / "src" / "splitpoint"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+MAY_IMPORT = {
+    "files": set(),
+    "diffusion": {"files"},
+    "offloading": {"files"},
+    "learning": {"files", "offloading"},
+    "study": {"files", "offloading", "learning", "diffusion"},
+}
+
+
+def imported_rooms(path: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: imports are written in full"
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        rooms |= {name.split(".")[1] for name in names if name.startswith("splitpoint.")}
+    return rooms - {"__version__"}
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_import_arrows(room):
+    for path in [SOURCE / f"{room}.py"] if room == "files" else sorted((SOURCE / room).rglob("*.py")):
+        assert imported_rooms(path) <= MAY_IMPORT[room] | {room}, path.name
+
+
+@pytest.mark.parametrize("module, absent", [
+    ("splitpoint.offloading", {"torch", "diffusers", "stable_baselines3", "matplotlib", "splitpoint.diffusion"}),
+    ("splitpoint.diffusion.profile", {"pandas", "peft", "torchmetrics", "scipy", "splitpoint.offloading"}),
+])
+def test_light_imports(module, absent):
+    pytest.importorskip("diffusers")
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not absent & set(loaded)
+
+
+def test_environment_repeats_the_pinned_list():
+    pins = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    section = (ROOT / "environment.yml").read_text().split("- pip:\n")[1]
+    assert [line.strip().removeprefix("- ") for line in section.splitlines()] == pins
+    for pin in pins:
+        assert re.fullmatch(r"[\w.-]+==[\w.]+ +# .{5,}", pin), f"{pin}: a pin and why the package is there"
+
+
+def data_files() -> list[Path]:
+    return [p for p in (ROOT / "data").rglob("*")
+            if p.is_file() and not p.name.endswith(".meta.json") and p.name not in ("README.md", ".gitignore")]
+
+
+def sidecar_of(path: Path) -> Path | None:
+    """A file's own sidecar, or that of a folder it stands in (a model folder has one for all its files)."""
+    for candidate in (path, *path.parents):
+        if candidate == ROOT / "data":
+            return None
+        if meta_path(candidate).exists():
+            return meta_path(candidate)
+
+
+def test_every_data_file_has_provenance():
+    for path in data_files():
+        sidecar = sidecar_of(path)
+        assert sidecar, f"{path.relative_to(ROOT)} has no sidecar"
+        meta = json.loads(sidecar.read_text())
+        assert meta["kind"] in KINDS and meta["command"] and meta["date_utc"] and meta["device"] and meta["versions"]
+        if meta_path(path).exists():
+            read_meta(path)
+
+
+def test_every_data_file_is_in_the_data_readme():
+    text = (ROOT / "data" / "README.md").read_text()
+    for path in data_files():
+        parts = path.relative_to(ROOT / "data").parts
+        names = ["/".join(parts[:i]) + ("/" if i < len(parts) else "") for i in range(1, len(parts) + 1)]
+        assert any(f"`{name}`" in text for name in names), f"{'/'.join(parts)} is not in data/README.md"
+
+
+def test_no_pickles_and_small_enough():
+    tracked = subprocess.run(["git", "-C", ROOT, "ls-files", "-z"], capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    files = [ROOT / name for name in tracked.stdout.split("\0") if name and (ROOT / name).exists()]
+    assert not [f.name for f in files if f.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".joblib"}]
+    assert sum(f.stat().st_size for f in files) < 50e6
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_is_committed_as_a_clean_run_gives_it(path):
+    notebook = json.loads(path.read_text())
+    cells = notebook["cells"]
+    code = [c for c in cells if c["cell_type"] == "code"]
+    assert cells[0]["cell_type"] == "markdown" and "".join(cells[0]["source"]).startswith("# ")
+    assert [c["execution_count"] for c in code] == list(range(1, len(code) + 1))
+    outputs = [o for c in code for o in c["outputs"]]
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    assert len(tagged) == 1 and 'MODE = "fast"' in "".join(tagged[0]["source"])
+    lengths = [sum(bool(line.strip()) for line in "".join(c["source"]).splitlines()) for c in code]
+    assert statistics.median(lengths) <= 8 and max(lengths) <= 25
+    assert len(cells) - len(code) >= 1.2 * len(code)
+    assert len(cells) <= 60 and path.stat().st_size <= 600_000
+    text = json.dumps(outputs)
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|opt|usr|Users)/", text), "an absolute path in an output"
+
+
+def test_notebooks_are_linked_in_order():
+    for path, following in zip(NOTEBOOKS, NOTEBOOKS[1:]):
+        last = json.loads(path.read_text())["cells"][-1]
+        assert following.name in "".join(last["source"]), f"{path.name} does not end with a link to {following.name}"

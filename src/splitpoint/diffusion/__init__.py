@@ -3,7 +3,11 @@
 Names are imported on first use, so that profiling a machine needs torch and diffusers only.
 """
 
+import logging
 from importlib import import_module
+
+# transformers remarks on every import that torchvision is missing; nothing here needs it.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "torchvision" not in record.getMessage())
 
 _HOMES = {
     "profile_step_latency": "profile",

@@ -127,7 +127,7 @@ class HybridPipeline:
         Raises:
             ValueError: naming the argument, its value and the valid range.
         """
-        prompts, split_points, seeds = _requests(self.num_steps, prompts, split_points, seed)
+        prompts, split_points, seeds = check_requests(self.num_steps, prompts, split_points, seed)
         if batching not in BATCHINGS:
             raise ValueError(f"batching={batching!r} is not one of {', '.join(BATCHINGS)}")
         with adapter_on(self.pipeline, None) as pipeline:
@@ -165,7 +165,7 @@ class HybridPipeline:
         Raises:
             ValueError: for an unknown user, or a packet that does not fit that user's model.
         """
-        user = self._user(user)
+        user = self.user(user)
         return to_images(decode(user.pipeline, self.device_latents([packet], user, **watch)))[0]
 
     @torch.no_grad()
@@ -176,7 +176,7 @@ class HybridPipeline:
         Returns:
             Denoised latents, (packets, channels, height, width).
         """
-        user = self._user(user)
+        user = self.user(user)
         first = packets[0]
         for packet in packets:
             _check_fits(packet, user)
@@ -196,8 +196,8 @@ class HybridPipeline:
                  cancel: Cancel | None = None) -> HybridOutput:
         """Edge phase, hand-over as bytes, then each request alone on its user's device; see ``hybrid_generate``."""
         users = [users] if isinstance(users, (str, User)) else list(users)
-        users = [self._user(user) for user in users]
-        prompts, split_points, seeds, users = _requests(self.num_steps, prompts, split_points, seed, users)
+        users = [self.user(user) for user in users]
+        prompts, split_points, seeds, users = check_requests(self.num_steps, prompts, split_points, seed, users)
         watch = {"on_step": on_step, "progress": progress, "cancel": cancel}
         packets = self.edge_phase(prompts, split_points, seeds, batching=batching, **watch)
         packets = [Packet.from_bytes(packet.to_bytes()) for packet in packets]
@@ -205,7 +205,12 @@ class HybridPipeline:
         images = [to_images(decode(user.pipeline, latent))[0] for user, latent in zip(users, latents)]
         return HybridOutput(images, packets, torch.cat(latents))
 
-    def _user(self, user: str | User) -> User:
+    def user(self, user: str | User) -> User:
+        """The user of a name.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
         if isinstance(user, User):
             return user
         if user not in self.users:
@@ -455,7 +460,12 @@ def _check_fits(packet: Packet, user: User) -> None:
         raise ValueError(f"packet's scheduler={packet.scheduler!r} is not one of {', '.join(_SCHEDULERS)}")
 
 
-def _requests(num_steps: int, prompts, split_points, seeds, users: list[User] | None = None) -> list[list]:
+def check_requests(num_steps: int, prompts, split_points, seeds, users: list[User] | None = None) -> list[list]:
+    """Requests as columns of one length, after checking every value.
+
+    Raises:
+        ValueError: naming the argument, its value and the valid range.
+    """
     columns = {"prompts": [prompts] if isinstance(prompts, str) else list(prompts),
                "split_points": list(split_points) if _is_many(split_points) else [split_points],
                "seed": list(seeds) if _is_many(seeds) else [seeds]}

@@ -1,0 +1,384 @@
+"""How much of the users' own models survives a split: the personalized accuracy index and its parts.
+
+The index has the form of the authors' released code (fitting/point_generation.py): a text-image score times a
+sigmoid of the distance between the users' pictures of one prompt. Its constants come from real pictures, before any
+split is measured (``calibrate``), and are never fitted to the published curve.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pandas as pd
+import torch
+from torchmetrics.functional.multimodal import clip_score
+from tqdm.auto import tqdm
+from transformers import CLIPModel, CLIPProcessor
+
+from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, decode, load_mini_hybrid
+from splitpoint.files import data_path, read_meta, write_atomically, write_meta
+
+RELEASED_FLOOR = 3.0  # the released index is sigmoid(30 (d - 0.1)): identical pictures get sigmoid(-3)
+
+Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The index's constants, from real pictures alone.
+
+    Identical pictures get ``sigmoid(-3)``, as in the released index (30 times 0.1); pictures that differ as much as
+    two vendors' drawings of one thing get ``sigmoid(+3)``; a text-image score as high as on real pictures counts as 1.
+    """
+
+    real_score: float  # mean text-image score of real pictures with their own prompts
+    real_distance: float  # mean distance between two styles' real pictures of one prompt
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value!r} must be a finite number above 0")
+
+    @property
+    def steepness(self) -> float:
+        """Of the sigmoid, per unit of distance: 30 in the released index."""
+        return 2 * RELEASED_FLOOR / self.real_distance
+
+    @property
+    def midpoint(self) -> float:
+        """Distance at which the sigmoid is one half: 0.1 in the released index."""
+        return self.real_distance / 2
+
+    def pai(self, text_score, distance):
+        """Personalized accuracy index of text-image scores and mean distances between the users' pictures."""
+        distance = np.asarray(distance, dtype=float)
+        apart = 1 / (1 + np.exp(-self.steepness * (distance - self.midpoint)))
+        return np.asarray(text_score, dtype=float) / self.real_score * apart
+
+
+@dataclass(frozen=True)
+class Evaluators:
+    """The networks that judge pictures; none of them is the generator's.
+
+    Attributes:
+        name: what they are, for provenance.
+        clip: as ``torchmetrics`` takes it, a callable that returns (model, processor).
+        distance: pictures (B, 3, H, W) in [0, 1], twice -> (B,).
+        style: pictures -> one style name each, or None where there is no such network.
+    """
+
+    name: str
+    clip: Callable[[], tuple]
+    distance: Distance
+    style: Callable[[torch.Tensor], list[str]] | None = None
+
+
+class PooledCLIP(CLIPModel):
+    """A CLIP model whose feature calls return the projected tensor itself, as CLIPScore expects it."""
+
+    def get_image_features(self, pixel_values: torch.Tensor, **more) -> torch.Tensor:
+        """Projected image features, (B, projection)."""
+        features = super().get_image_features(pixel_values, **more)
+        return features if torch.is_tensor(features) else features.pooler_output
+
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
+                          **more) -> torch.Tensor:
+        """Projected text features, (B, projection)."""
+        features = super().get_text_features(input_ids, attention_mask, **more)
+        return features if torch.is_tensor(features) else features.pooler_output
+
+
+def load_clip(path: str | Path = "openai/clip-vit-base-patch32") -> tuple[PooledCLIP, CLIPProcessor]:
+    """A CLIP model and its processor from a folder or the hub; ViT-B/32 is what the released index uses."""
+    return PooledCLIP.from_pretrained(path).eval(), CLIPProcessor.from_pretrained(path)
+
+
+def stable_diffusion_evaluators(clip: str | Path = "openai/clip-vit-base-patch32",
+                                network: str = "alex", pixels: int = 256) -> Evaluators:
+    """CLIP ViT-B/32 and LPIPS, as in the released index; needs torchvision and, once, a connection.
+
+    Args:
+        clip: folder or hub name of the CLIP model.
+        network: LPIPS backbone, "alex" in the released index.
+        pixels: edge length to which pictures are resized before LPIPS.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+    lpips = LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="none", normalize=True)
+
+    def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        one, other = (torch.nn.functional.interpolate(x, (pixels, pixels), mode="bilinear", antialias=True).clamp(0, 1)
+                      for x in (one, other))
+        return lpips(one, other)
+
+    loaded = load_clip(clip)
+    return Evaluators(f"CLIP {Path(clip).name}, LPIPS {network}", lambda: loaded, distance)
+
+
+def deep_feature_distance(feature_maps: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> Distance:
+    """A distance between pictures from a network's feature maps: like LPIPS, without its learned weights.
+
+    Args:
+        feature_maps: pictures (B, 3, H, W) in [0, 1] -> maps (B, channels, h, w), one a layer.
+
+    Returns:
+        A function of two picture batches: mean over layers and places of the squared difference between the maps,
+        each place's channels scaled to length 1.
+    """
+    @torch.no_grad()
+    def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        pairs = zip(feature_maps(one), feature_maps(other), strict=True)
+        layers = [(torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1))
+                  .square().sum(1).flatten(1).mean(1) for a, b in pairs]
+        return torch.stack(layers).mean(0)
+    return distance
+
+
+@torch.no_grad()
+def text_scores(pictures: torch.Tensor, prompts: Sequence[str], clip: Callable[[], tuple]) -> np.ndarray:
+    """Text-image score of each picture with its prompt, (B,): torchmetrics' CLIPScore divided by 100.
+
+    Args:
+        pictures: (B, 3, H, W), values in [0, 1].
+        prompts: one per picture.
+        clip: a callable that returns (model, processor).
+
+    Raises:
+        ValueError: if the lengths differ.
+    """
+    if len(pictures) != len(prompts):
+        raise ValueError(f"prompts has length {len(prompts)}; {len(pictures)} pictures need one each")
+    levels = (pictures * 255).round().to(torch.uint8)
+    return np.array([clip_score(level[None], [prompt], clip).item() / 100 for level, prompt in zip(levels, prompts)])
+
+
+def distances_between_users(pictures: torch.Tensor, distance: Distance) -> np.ndarray:
+    """Each user's mean distance to the others' pictures of the same thing.
+
+    Args:
+        pictures: (cases, users, 3, H, W), values in [0, 1].
+        distance: of two picture batches.
+
+    Returns:
+        (cases, users); the mean over users is the mean over all pairs.
+
+    Raises:
+        ValueError: for fewer than two users.
+    """
+    cases, users = pictures.shape[:2]
+    if users < 2:
+        raise ValueError(f"pictures has {users} user; a distance between users needs at least 2")
+    pairs = list(combinations(range(users), 2))
+    first, second = zip(*pairs)
+    apart = distance(pictures[:, first].flatten(0, 1), pictures[:, second].flatten(0, 1))
+    apart = apart.reshape(cases, len(pairs)).double().cpu().numpy()
+    total = np.zeros((cases, users))
+    for column, (i, j) in enumerate(pairs):
+        total[:, i] += apart[:, column]
+        total[:, j] += apart[:, column]
+    return total / (users - 1)
+
+
+def calibrate(evaluators: Evaluators, pictures: torch.Tensor, prompts: Sequence[str]) -> Calibration:
+    """The index's constants from real pictures.
+
+    Args:
+        evaluators: the networks that will judge the splits.
+        pictures: (prompts, styles, 3, H, W), values in [0, 1]: every prompt drawn in every style.
+        prompts: one per first index.
+    """
+    cases, styles = pictures.shape[:2]
+    repeated = [prompt for prompt in prompts for _ in range(styles)]
+    scores = text_scores(pictures.flatten(0, 1), repeated, evaluators.clip)
+    return Calibration(float(scores.mean()), float(distances_between_users(pictures, evaluators.distance).mean()))
+
+
+def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequence[int], seeds: Sequence[int] = (0,),
+                *, hybrid: HybridPipeline | None = None, evaluators: Evaluators | None = None,
+                calibration: Calibration | None = None, describe: Callable[[str, str], str] | None = None,
+                path: str | Path | None = None, progress: bool | None = None,
+                cancel: Callable[[], bool] | Event | None = None) -> pd.DataFrame:
+    """Draw every prompt for every user at every split point, and measure the index and its parts.
+
+    The users of one prompt and seed share the starting noise and the edge's steps. With a path, each finished prompt
+    and seed is kept, and a run that was interrupted goes on from there to the same table.
+
+    Args:
+        prompts: what to draw.
+        users: at least two names of ``hybrid.users``.
+        split_points: steps on the device, in [0, N].
+        seeds: repetitions; the noise follows from prompt and seed.
+        hybrid: models and settings of the run; the miniature if left out.
+        evaluators: the judges; the miniature's if left out.
+        calibration: the index's constants; those in ``data/quality/calibration.json`` if left out.
+        describe: (prompt, user) -> text that the picture is scored against; the prompt itself if left out.
+        path: CSV file for the finished table.
+        progress: True shows a bar, False none; by default only on a terminal.
+        cancel: a callable or ``threading.Event``; true ends the run with ``GenerationCancelled``.
+
+    Returns:
+        One row a picture: prompt, user, seed, noise_seed, num_steps, split_point, text_score, distance (the user's
+        mean distance to the others), style, style_ok (only where there is a style network), pai.
+
+    Raises:
+        ValueError: naming the argument, its value and the valid range; also if ``path`` holds another measurement.
+    """
+    hybrid = load_mini_hybrid() if hybrid is None else hybrid
+    evaluators = mini_evaluators() if evaluators is None else evaluators
+    calibration = load_calibration() if calibration is None else calibration
+    prompts, users, seeds = _listed("prompts", prompts), _listed("users", users), _listed("seeds", seeds)
+    split_points = _listed("split_points", split_points)
+    if len(users) < 2:
+        raise ValueError(f"users={users} has one name; a distance between users needs at least 2")
+    for user in users:
+        hybrid.user(user)
+    for split in split_points:
+        check_requests(hybrid.num_steps, prompts, split, 0)
+    split_points = [int(split) for split in split_points]
+    settings = _settings(hybrid, users, split_points, evaluators, calibration)
+    finished = _Finished(path, settings)
+    cases = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
+    disable = None if progress is None else not progress
+    for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=disable):
+        if (prompt, seed) not in finished:
+            pictures = _draw(hybrid, prompt, users, split_points, noise_seed(prompt, seed), cancel)
+            finished.add(_judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators,
+                                calibration, describe))
+    return finished.table(cases)
+
+
+def noise_seed(prompt: str, seed: int) -> int:
+    """Seed of the starting noise of a prompt's repetition: the same for all users, whatever else is measured."""
+    return zlib.crc32(f"{prompt}/{seed}".encode())
+
+
+def summarize_pai(table: pd.DataFrame, value: str = "pai", resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Mean of one column at each split point, with a 95 % bootstrap interval over whole prompts.
+
+    Args:
+        table: as from ``measure_pai``.
+        value: column to average, for instance "pai", "text_score", "distance" or "style_ok".
+        resamples: bootstrap draws; prompts are drawn, since pictures of one prompt are alike.
+        seed: of the draws.
+
+    Returns:
+        Columns split_point, mean, low, high, prompts, samples.
+    """
+    if value not in table:
+        raise ValueError(f"value={value!r} is not a column; there are {', '.join(table.columns)}")
+    by_prompt = table.groupby(["prompt", "split_point"])[value].mean().unstack().to_numpy()
+    draws = np.random.default_rng(seed).integers(len(by_prompt), size=(resamples, len(by_prompt)))
+    low, high = np.percentile(by_prompt[draws].mean(axis=1), [2.5, 97.5], axis=0)
+    return pd.DataFrame({"split_point": sorted(table["split_point"].unique()), "mean": by_prompt.mean(axis=0),
+                         "low": low, "high": high, "prompts": len(by_prompt),
+                         "samples": table.groupby("split_point").size().to_numpy()})
+
+
+def save_calibration(calibration: Calibration, path: str | Path, *, command: str, settings: dict) -> Path:
+    """Write the index's constants and their provenance."""
+    path = Path(path)
+    write_atomically(path, json.dumps(asdict(calibration), indent=1).encode())
+    write_meta(path, kind="measured", command=command, settings=settings)
+    return path
+
+
+def load_calibration(path: str | Path | None = None) -> Calibration:
+    """Read the index's constants, from ``data/quality/calibration.json`` unless another path is given."""
+    path = data_path("quality", "calibration.json") if path is None else Path(path)
+    read_meta(path)
+    return Calibration(**json.loads(path.read_text()))
+
+
+class _Finished:
+    """The finished cases of a measurement, kept in a draft beside the final file until all are there."""
+
+    def __init__(self, path: str | Path | None, settings: dict):
+        self.path, self.settings, self.rows = None if path is None else Path(path), settings, {}
+        if self.path is None:
+            return
+        self.draft = self.path.with_name(f"{self.path.stem}.partial.csv")
+        if self.path.exists():
+            self._take(self.path.read_text(), read_meta(self.path)["settings"], self.path.name)
+        elif self.draft.exists():
+            first, _, text = self.draft.read_text().partition("\n")
+            self._take(text, json.loads(first.removeprefix("# ")), self.draft.name)
+
+    def _take(self, text: str, settings: dict, name: str) -> None:
+        differing = [key for key, value in json.loads(json.dumps(self.settings)).items() if settings.get(key) != value]
+        if differing:
+            raise ValueError(f"path: {name} holds another measurement (other {', '.join(differing)}); "
+                             "choose another path or remove the file")
+        table = pd.read_csv(io.StringIO(text))
+        self.rows = {case: rows for case, rows in table.groupby(["prompt", "seed"], sort=False)}
+
+    def __contains__(self, case: tuple[str, int]) -> bool:
+        return case in self.rows
+
+    def add(self, rows: pd.DataFrame) -> None:
+        text = rows.to_csv(index=False, float_format="%.6g")
+        rows = pd.read_csv(io.StringIO(text))
+        self.rows[rows["prompt"].iloc[0], int(rows["seed"].iloc[0])] = rows
+        if self.path is not None:
+            text = pd.concat(self.rows.values()).to_csv(index=False)
+            write_atomically(self.draft, f"# {json.dumps(self.settings)}\n{text}".encode())
+
+    def table(self, cases: list[tuple[str, int]]) -> pd.DataFrame:
+        table = pd.concat([self.rows[case] for case in cases], ignore_index=True)
+        if self.path is not None:
+            write_atomically(self.path, table.to_csv(index=False).encode())
+            write_meta(self.path, kind="measured", command="python -m splitpoint.diffusion.quality --measure",
+                       settings=self.settings)
+            self.draft.unlink(missing_ok=True)
+        return table
+
+
+def _listed(name: str, values: Sequence) -> list:
+    values = [values] if isinstance(values, (str, int)) else list(values)
+    if not values:
+        raise ValueError(f"{name} is empty: at least one is needed")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{name}={values} holds one value twice")
+    return values
+
+
+def _settings(hybrid: HybridPipeline, users, split_points, evaluators: Evaluators, calibration: Calibration) -> dict:
+    weights = hashlib.blake2b(digest_size=8)
+    models = {id(model): model for user in users for model in [hybrid.user(user).pipeline.unet]}
+    for model in [hybrid.pipeline.unet, *models.values()]:
+        for name, tensor in sorted(model.state_dict().items()):
+            weights.update(name.encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return {"num_steps": hybrid.num_steps, "guidance_scale": hybrid.guidance_scale, "scheduler": hybrid.scheduler,
+            "packet_dtype": hybrid.packet_dtype, "users": users, "split_points": split_points,
+            "evaluators": evaluators.name, "calibration": asdict(calibration), "weights": weights.hexdigest()}
+
+
+def _draw(hybrid: HybridPipeline, prompt: str, users, split_points, seed: int, cancel) -> torch.Tensor:
+    """Pictures (split points, users, 3, H, W): the edge's steps once, each user's in one growing batch."""
+    packets = hybrid.edge_phase(prompt, split_points, seed, share_runs=True, cancel=cancel)
+    drawn = [decode(hybrid.user(user).pipeline, hybrid.device_latents(packets, user, cancel=cancel))
+             for user in users]
+    return torch.stack(drawn, dim=1).cpu()
+
+
+def _judge(pictures: torch.Tensor, prompt: str, users, split_points, seed: int, num_steps: int,
+           evaluators: Evaluators, calibration: Calibration, describe) -> pd.DataFrame:
+    flat = pictures.flatten(0, 1)
+    cells = [(split, user) for split in split_points for user in users]
+    texts = [prompt if describe is None else describe(prompt, user) for _, user in cells]
+    apart = distances_between_users(pictures, evaluators.distance)
+    table = pd.DataFrame({"prompt": prompt, "user": [user for _, user in cells], "seed": seed,
+                          "noise_seed": noise_seed(prompt, seed), "num_steps": num_steps,
+                          "split_point": [split for split, _ in cells],
+                          "text_score": text_scores(flat, texts, evaluators.clip), "distance": apart.ravel()})
+    if evaluators.style is not None:
+        table["style"] = evaluators.style(flat)
+        table["style_ok"] = (table["style"] == table["user"]).astype(int)
+    table["pai"] = calibration.pai(table["text_score"], np.repeat(apart.mean(axis=1), len(users)))
+    return table

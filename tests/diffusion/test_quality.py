@@ -7,7 +7,6 @@ import torch
 from tiny_pipeline import make_pipeline, make_tokenizer, save_adapter
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
-from splitpoint.diffusion import quality
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
 from splitpoint.diffusion.quality import (Calibration, Evaluators, PooledCLIP, calibrate, deep_feature_distance,
                                           distances_between_users, load_calibration, load_clip, measure_pai,
@@ -76,15 +75,15 @@ def test_samples_are_the_pictures_that_hybrid_inference_draws(measure, hybrid, j
 
 def test_an_interrupted_measurement_goes_on_to_the_same_table(measure, tmp_path, monkeypatch):
     whole = measure(path=tmp_path / "whole.csv")
-    stop, drawn, draw = Event(), [], quality._draw
+    stop, drawn, compare = Event(), [], HybridPipeline.compare
 
-    def draw_and_count(*arguments):
-        drawn.append(arguments[1])
+    def compare_and_count(self, prompt, *arguments, **more):
+        drawn.append(prompt)
         if len(drawn) == 3:
             stop.set()
-        return draw(*arguments)
+        return compare(self, prompt, *arguments, **more)
 
-    monkeypatch.setattr(quality, "_draw", draw_and_count)
+    monkeypatch.setattr(HybridPipeline, "compare", compare_and_count)
     with pytest.raises(GenerationCancelled):
         measure(path=tmp_path / "broken.csv", cancel=stop)
     assert not (tmp_path / "broken.csv").exists()

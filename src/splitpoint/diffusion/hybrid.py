@@ -190,6 +190,23 @@ class HybridPipeline:
                      _bar(user.name, progress), cancel)
         return torch.stack([row.taken[first.num_steps][0] for row in rows])
 
+    def compare(self, prompt: str, users: Sequence[str | User], split_points: Sequence[int], seed: int = 0, *,
+                cancel: Cancel | None = None) -> torch.Tensor:
+        """One prompt for several users at several split points, all from the same starting noise.
+
+        The edge runs once; each device finishes all of its split points in one growing batch.
+
+        Returns:
+            Pictures (split points, users, 3, H, W), values in [0, 1].
+
+        Raises:
+            ValueError: naming the argument, its value and the valid range.
+        """
+        users = [self.user(user) for user in users]
+        packets = self.edge_phase(prompt, split_points, seed, share_runs=True, cancel=cancel)
+        return torch.stack([decode(user.pipeline, self.device_latents(packets, user, cancel=cancel)).cpu()
+                            for user in users], dim=1)
+
     def generate(self, prompts: Sequence[str] | str, users: Sequence[str | User] | str | User,
                  split_points: Sequence[int] | int, seed: Sequence[int] | int = 0, *, batching: str = "early_exit",
                  on_step: OnStep | None = None, progress: bool | None = None,

@@ -23,7 +23,7 @@ from torchmetrics.functional.multimodal import clip_score
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
-from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, decode, load_mini_hybrid
+from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, load_mini_hybrid
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 RELEASED_FLOOR = 3.0  # the released index is sigmoid(30 (d - 0.1)): identical pictures get sigmoid(-3)
@@ -248,7 +248,7 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
     disable = None if progress is None else not progress
     for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=disable):
         if (prompt, seed) not in finished:
-            pictures = _draw(hybrid, prompt, users, split_points, noise_seed(prompt, seed), cancel)
+            pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), cancel=cancel)
             finished.add(_judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators,
                                 calibration, describe))
     return finished.table(cases)
@@ -357,14 +357,6 @@ def _settings(hybrid: HybridPipeline, users, split_points, evaluators: Evaluator
     return {"num_steps": hybrid.num_steps, "guidance_scale": hybrid.guidance_scale, "scheduler": hybrid.scheduler,
             "packet_dtype": hybrid.packet_dtype, "users": users, "split_points": split_points,
             "evaluators": evaluators.name, "calibration": asdict(calibration), "weights": weights.hexdigest()}
-
-
-def _draw(hybrid: HybridPipeline, prompt: str, users, split_points, seed: int, cancel) -> torch.Tensor:
-    """Pictures (split points, users, 3, H, W): the edge's steps once, each user's in one growing batch."""
-    packets = hybrid.edge_phase(prompt, split_points, seed, share_runs=True, cancel=cancel)
-    drawn = [decode(hybrid.user(user).pipeline, hybrid.device_latents(packets, user, cancel=cancel))
-             for user in users]
-    return torch.stack(drawn, dim=1).cpu()
 
 
 def _judge(pictures: torch.Tensor, prompt: str, users, split_points, seed: int, num_steps: int,

@@ -1,0 +1,102 @@
+"""Figures made of pictures, and the curves measured on them: pictures or a tidy table in, a figure or axes out."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from splitpoint.diffusion.quality import summarize_pai
+
+PARTS = {
+    "pai": "personalized accuracy index (PAI)",
+    "text_score": "text-image score",
+    "distance": "mean deep-feature distance\nto the other users",
+    "style_ok": "style recognised as the user's own",
+}
+
+
+def picture_grid(pictures, row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), title: str = "",
+                 inches: float = 1.05) -> plt.Figure:
+    """Pictures in rows and columns.
+
+    Args:
+        pictures: (rows, columns, 3, H, W) with values in [0, 1], array or tensor; or nested lists of PIL images.
+        row_labels: one a row, written at its left.
+        column_labels: one a column, written above it.
+        title: over the whole figure.
+        inches: edge length of one picture.
+    """
+    rows = [[_array(picture) for picture in row] for row in pictures]
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False,
+                                figsize=(inches * len(rows[0]) + 0.9, inches * len(rows) + 0.5))
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            axes[r, c].imshow(picture, interpolation="nearest" if max(picture.shape) < 64 else None)
+            axes[r, c].set(xticks=[], yticks=[])
+            sns.despine(ax=axes[r, c], left=True, bottom=True)
+    for ax, label in zip(axes[:, 0], row_labels):
+        ax.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
+    for ax, label in zip(axes[0], column_labels):
+        ax.set_title(label, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def split_grid(pictures, users: Sequence[str], split_points: Sequence[int], num_steps: int,
+               prompt: str) -> plt.Figure:
+    """One prompt, a row a user, a column a split point: from one shared picture to everyone's own.
+
+    Args:
+        pictures: (split points, users, 3, H, W), as from ``HybridPipeline.compare``.
+        users: names, in the order of the pictures.
+        split_points: steps on the device, in the order of the pictures.
+        num_steps: steps of the whole run, N.
+        prompt: what was drawn.
+    """
+    labels = [f"n = {split}" for split in split_points]
+    for place, split in enumerate(split_points):
+        if split in (0, num_steps):
+            labels[place] += "\nall edge" if split == 0 else "\nall device"
+    return picture_grid(np.swapaxes(np.asarray(pictures), 0, 1), users, labels,
+                        f"“{prompt}”, N = {num_steps} steps, the last n on the user's device")
+
+
+def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = None) -> plt.Axes:
+    """One measured part of the index against the split point: each prompt thin, the mean with its 95 % interval.
+
+    Args:
+        table: as from ``diffusion.quality.measure_pai``.
+        value: one of ``PARTS``.
+        ax: where to draw.
+    """
+    ax = ax or plt.subplots()[1]
+    for _, rows in table.groupby("prompt"):
+        curve = rows.groupby("split_point")[value].mean()
+        ax.plot(curve.index, curve, color="0.7", lw=0.6, zorder=1)
+    summary = summarize_pai(table, value)
+    ax.fill_between(summary["split_point"], summary["low"], summary["high"], color="C0", alpha=0.3, lw=0, zorder=2)
+    ax.plot(summary["split_point"], summary["mean"], color="C0", marker="o", zorder=3,
+            label="mean, 95 % interval over prompts")
+    ax.plot([], [], color="0.7", lw=0.6, label="one prompt")
+    ax.set(xlabel=f"split point n (steps on the device, N = {table['num_steps'].iloc[0]})", ylabel=PARTS.get(value, value))
+    ax.legend(loc="upper left")
+    return ax
+
+
+def pai_panels(table: pd.DataFrame) -> plt.Figure:
+    """The index and its parts side by side."""
+    values = [value for value in PARTS if value in table]
+    figure, axes = plt.subplots(1, len(values), figsize=(3.3 * len(values), 3.2))
+    for ax, value in zip(axes, values):
+        pai_curves(table, value, ax)
+        if ax is not axes[0]:
+            ax.get_legend().remove()
+    return figure
+
+
+def _array(picture) -> np.ndarray:
+    picture = np.asarray(picture)
+    return np.moveaxis(picture, 0, -1).clip(0, 1) if picture.dtype.kind == "f" else picture

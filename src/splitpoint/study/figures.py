@@ -184,6 +184,26 @@ def solve_time_lines(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axe
     return ax
 
 
+def gain_lines(tables: dict[str, pd.DataFrame], baseline: pd.DataFrame, x: str, y: str = "reward",
+               ax: plt.Axes | None = None) -> plt.Axes:
+    """What settings gain over a baseline on the same windows: mean of the paired differences with 95 % intervals.
+
+    Args:
+        tables: ``{setting: rows of one method}``.
+        baseline: rows of one method on the same windows.
+    """
+    ax = ax or plt.subplots()[1]
+    keys = ["num_users", "num_edge_gpus", "seed"]
+    for (name, table), marker, line in zip(tables.items(), "osD^v", ("-", "--", "-.", ":", "-")):
+        gain = table.set_index(keys)[y] - baseline.set_index(keys)[y]
+        stats = gain.groupby(level=x).apply(mean_interval).unstack()
+        ax.errorbar(stats.index, stats["mean"], stats["half"], marker=marker, ls=line, capsize=2, label=name)
+    ax.axhline(0, color="0.5", lw=0.8)
+    ax.set(xlabel=AXES.get(x, x), ylabel=f"gain in {QUANTITIES.get(y, y)}", xticks=sorted(stats.index))
+    ax.legend()
+    return ax
+
+
 def difference_lines(tables: dict[str, pd.DataFrame], x: str, y: str = "reward", method: str = "exact",
                      ax: plt.Axes | None = None) -> plt.Axes:
     """One method under several settings: mean of ``y`` against ``x`` with 95 % intervals, a line a setting."""
@@ -199,3 +219,29 @@ def difference_lines(tables: dict[str, pd.DataFrame], x: str, y: str = "reward",
 def figure_files() -> list[Path]:
     """The PNG files in ``figures/``, in order."""
     return sorted(project_root().joinpath("figures").glob("fig*.png"))
+
+
+def idea_picture(split_points=(80, 120, 160), num_steps: int = 200) -> plt.Figure:
+    """The whole idea: one batch on the edge, each image handed over at its own step, one user denied."""
+    figure, ax = plt.subplots(figsize=(7.6, 2.9))
+    users = [(f"user {i + 1}", n) for i, n in enumerate(split_points)] + [("denied user", num_steps)]
+    edge, device = _SPARE[0], _SPARE[1]
+    for row, (name, split) in enumerate(users):
+        start = num_steps - split
+        ax.barh(row, start, color=edge, edgecolor="white", height=0.62)
+        ax.barh(row, split, left=start, color=device, edgecolor="white", height=0.62, hatch="//")
+        if start:
+            ax.plot([start, start], [row - 0.42, row + 0.42], color="black", lw=2.2, solid_capstyle="butt")
+        ax.text(num_steps + 3, row, f"split point $n$ = {split}", va="center", fontsize=8)
+    ax.annotate("hand-over of the half-finished image", (num_steps - split_points[0], -0.42),
+                (num_steps - split_points[0] + 8, -0.85), va="center", fontsize=8,
+                arrowprops={"arrowstyle": "-|>", "lw": 0.8})
+    ax.text(4, 0, "shared model, one batch on the edge", va="center", color="white", fontsize=8, weight="bold")
+    ax.text(num_steps - 4, len(users) - 1, "own model, on the user's device", va="center", ha="right", fontsize=8,
+            weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
+    ax.set(yticks=range(len(users)), yticklabels=[name for name, _ in users], xlim=(0, num_steps + 52),
+           ylim=(len(users) - 0.5, -1.1), xlabel="denoising step (from noise, left, to image, right)",
+           xticks=range(0, num_steps + 1, 40))
+    ax.grid(False)
+    sns.despine(ax=ax, left=True)
+    return figure

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,7 +51,8 @@ def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[
     missing = [i for i in range(len(tasks)) if not (draft / f"{i}.json").exists()]
     calls = (joblib.delayed(_run_one)(function, tasks[i], i) for i in missing)
     finished = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls)
-    for index, rows in tqdm(finished, total=len(missing), desc=name, leave=False):
+    for index, rows in tqdm(finished, total=len(missing), desc=name, leave=False,
+                              disable="TQDM_DISABLE" in os.environ):
         write_atomically(draft / f"{index}.json", json.dumps(rows).encode())
     rows = [row for i in range(len(tasks)) for row in json.loads((draft / f"{i}.json").read_text())]
     write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())

@@ -61,7 +61,7 @@ def _execute(path: Path, target: Path, mode: str) -> bool:
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
     client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3",
-                            resources={"metadata": {"path": str(path.parent)}})
+                            extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     try:
         client.execute(env=_kernel_environment())
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:

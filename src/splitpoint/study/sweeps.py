@@ -108,7 +108,7 @@ def _times(num_users, methods, num_edge_gpus, num_seeds, give_up_s):
                 instance = sample_instance(users, num_edge_gpus, np.random.default_rng([seed, users]), parameters)
                 try:
                     spent, plan = _time_once(instance, options)
-                    if spent < give_up_s / 10:
+                    if spent < give_up_s / 2:
                         spent, plan = _time_once(instance, options)
                 except ValueError:  # the method refuses this size
                     break

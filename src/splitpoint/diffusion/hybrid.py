@@ -8,6 +8,7 @@ packet alone. Works with the miniature and with any pipeline of Stable Diffusion
 import hashlib
 import inspect
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -118,7 +119,7 @@ class HybridPipeline:
             batching: "early_exit" computes a request only until it leaves, "static" carries all until the last leaves.
             share_runs: requests with the same prompt and seed share one row of the batch.
             on_step: called after each step with its number, the rows in the batch and their latents.
-            progress: True shows a bar, False none; by default only on a terminal.
+            progress: True shows a bar, False none; by default one on a terminal and in a notebook.
             cancel: a callable or ``threading.Event``; true ends the run with ``GenerationCancelled``.
 
         Returns:
@@ -191,7 +192,7 @@ class HybridPipeline:
         return torch.stack([row.taken[first.num_steps][0] for row in rows])
 
     def compare(self, prompt: str, users: Sequence[str | User], split_points: Sequence[int], seed: int = 0, *,
-                cancel: Cancel | None = None) -> torch.Tensor:
+                progress: bool | None = None, cancel: Cancel | None = None) -> torch.Tensor:
         """One prompt for several users at several split points, all from the same starting noise.
 
         The edge runs once; each device finishes all of its split points in one growing batch.
@@ -203,9 +204,9 @@ class HybridPipeline:
             ValueError: naming the argument, its value and the valid range.
         """
         users = [self.user(user) for user in users]
-        packets = self.edge_phase(prompt, split_points, seed, share_runs=True, cancel=cancel)
-        return torch.stack([decode(user.pipeline, self.device_latents(packets, user, cancel=cancel)).cpu()
-                            for user in users], dim=1)
+        packets = self.edge_phase(prompt, split_points, seed, share_runs=True, progress=progress, cancel=cancel)
+        latents = [self.device_latents(packets, user, progress=progress, cancel=cancel) for user in users]
+        return torch.stack([decode(user.pipeline, latent).cpu() for user, latent in zip(users, latents)], dim=1)
 
     def generate(self, prompts: Sequence[str] | str, users: Sequence[str | User] | str | User,
                  split_points: Sequence[int] | int, seed: Sequence[int] | int = 0, *, batching: str = "early_exit",
@@ -256,7 +257,7 @@ def hybrid_generate(prompts: Sequence[str] | str, users: Sequence[str | User] | 
         packet_dtype: "float32" continues exactly, "float16" halves the packet.
         send_embeddings: carry the text embeddings in the packet.
         on_step: called after each step with its number, the rows in the batch and their latents.
-        progress: True shows bars, False none; by default only on a terminal.
+        progress: True shows bars, False none; by default some on a terminal and in a notebook.
         cancel: a callable or ``threading.Event``; true ends the run with ``GenerationCancelled``.
 
     Raises:
@@ -615,5 +616,11 @@ def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
 
 
 def _bar(name: str, progress: bool | None) -> Callable[[int], tqdm]:
-    disable = None if progress is None else not progress
-    return lambda total: tqdm(total=total, desc=name, unit="step", disable=disable, leave=False)
+    return lambda total: tqdm(total=total, desc=name, unit="step", disable=no_bar(progress), leave=False)
+
+
+def no_bar(progress: bool | None) -> bool | None:
+    """What tqdm's ``disable`` needs: by default a bar in a notebook or terminal, unless TQDM_DISABLE is set."""
+    if progress is None:
+        return True if os.environ.get("TQDM_DISABLE") else None
+    return not progress

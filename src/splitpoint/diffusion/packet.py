@@ -73,7 +73,7 @@ class Packet:
             if dtype not in _DTYPES:
                 raise ValueError(f"{name} has dtype {dtype}; a packet carries {' or '.join(_DTYPES)}")
             shapes.append([name, dtype, list(tensor.shape)])
-            buffers.append(tensor.cpu().contiguous().numpy().astype(_DTYPES[dtype][0], copy=False).tobytes())
+            buffers.append(tensor.detach().cpu().contiguous().numpy().astype(_DTYPES[dtype][0], copy=False).tobytes())
         header = json.dumps({"prompt": self.prompt, "seed": self.seed, "step": self.step, "num_steps": self.num_steps,
                              "guidance_scale": self.guidance_scale, "scheduler": self.scheduler,
                              "scheduler_config": self.scheduler_config, "model": self.model, "tensors": shapes},

@@ -23,7 +23,7 @@ from torchmetrics.functional.multimodal import clip_score
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPProcessor
 
-from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, load_mini_hybrid
+from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, load_mini_hybrid, no_bar
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 RELEASED_FLOOR = 3.0  # the released index is sigmoid(30 (d - 0.1)): identical pictures get sigmoid(-3)
@@ -220,7 +220,7 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
         calibration: the index's constants; those in ``data/quality/calibration.json`` if left out.
         describe: (prompt, user) -> text that the picture is scored against; the prompt itself if left out.
         path: CSV file for the finished table.
-        progress: True shows a bar, False none; by default only on a terminal.
+        progress: True shows a bar, False none; by default one on a terminal and in a notebook.
         cancel: a callable or ``threading.Event``; true ends the run with ``GenerationCancelled``.
 
     Returns:
@@ -245,10 +245,10 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
     settings = _settings(hybrid, users, split_points, evaluators, calibration)
     finished = _Finished(path, settings)
     cases = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
-    disable = None if progress is None else not progress
-    for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=disable):
+    for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=no_bar(progress)):
         if (prompt, seed) not in finished:
-            pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), cancel=cancel)
+            pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), progress=False,
+                                      cancel=cancel)
             finished.add(_judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators,
                                 calibration, describe))
     return finished.table(cases)

@@ -81,7 +81,8 @@ def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = No
     ax.plot(summary["split_point"], summary["mean"], color="C0", marker="o", zorder=3,
             label="mean, 95 % interval over prompts")
     ax.plot([], [], color="0.7", lw=0.6, label="one prompt")
-    ax.set(xlabel=f"split point n (steps on the device, N = {table['num_steps'].iloc[0]})", ylabel=PARTS.get(value, value))
+    num_steps = table["num_steps"].iloc[0]
+    ax.set(xlabel=f"split point n (steps on the device, N = {num_steps})", ylabel=PARTS.get(value, value))
     ax.legend(loc="upper left")
     return ax
 

@@ -4,12 +4,14 @@ from threading import Event
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from tiny_pipeline import make_pipeline, save_adapter
+from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
+                       StableDiffusionPipeline)
 
 from splitpoint.diffusion.hybrid import (GenerationCancelled, HybridPipeline, User, decode, hybrid_generate,
                                          load_users, model_fingerprint)
 from splitpoint.diffusion.packet import Packet, _checksum
+
+from .tiny_pipeline import make_pipeline, save_adapter
 
 STEPS = 6
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
@@ -295,6 +297,18 @@ def test_bad_requests_are_refused_before_any_work(models, arguments, message):
         hybrid(models).generate(**{"prompts": ["cat", "dog"], "users": ["ann", "bob"], "split_points": 2, **arguments})
     hook.remove()
     assert not calls
+
+
+def test_the_pipelines_own_scheduler_does_not_matter(models):
+    """Stable Diffusion 1.5 ships with PNDM, whose settings know nothing of clipping."""
+    edge = models[0]
+    config = {key: value for key, value in edge.scheduler.config.items() if key != "clip_sample"}
+    other = StableDiffusionPipeline(**{**edge.components, "scheduler": PNDMScheduler.from_config(config)},
+                                    requires_safety_checker=False)
+    for scheduler in SCHEDULERS:
+        packets = [HybridPipeline(pipeline, {}, num_steps=STEPS, scheduler=scheduler).edge_phase("cat", 2)[0]
+                   for pipeline in (edge, other)]
+        assert torch.equal(packets[0].latent, packets[1].latent)
 
 
 @pytest.mark.parametrize("settings, message", [

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_pipeline import make_pipeline, make_tokenizer, save_adapter
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
@@ -12,6 +11,8 @@ from splitpoint.diffusion.quality import (Calibration, Evaluators, PooledCLIP, c
                                           distances_between_users, load_calibration, load_clip, measure_pai,
                                           noise_seed, save_calibration, stable_diffusion_evaluators, summarize_pai,
                                           text_scores)
+
+from .tiny_pipeline import make_pipeline, make_tokenizer, save_adapter
 
 USERS, SPLITS = ["ann", "bob", "cyd"], [0, 2, 4]
 

@@ -1,0 +1,381 @@
+"""The decision process: one user at a time is granted or denied; split points follow when the batch is known.
+
+A window is an episode. All its users are known from the start (as in the authors' released code, whose state shows
+them all); they are decided one after another, and an episode ends when everyone is decided or the batch is full. Then
+the convex inner problem gives every granted user its split point. The single and the batched environment run the same
+array code, so they agree to the last bit.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv
+
+from splitpoint.learning.windows import Scenario, Windows, stack_windows
+from splitpoint.offloading import Plan, optimal_split
+from splitpoint.offloading.checks import one_of, whole_number
+from splitpoint.offloading.solvers import plan_for
+
+FEATURES = ("released", "current", "gains", "cut")
+REWARDS = ("released", "difference", "share")
+ORDERS = ("given", "gain")
+PADDING, UNDECIDED, GRANTED, DENIED = range(4)
+_FRACTIONS = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+_POOL = 1024
+
+
+def num_features(features: str, max_users: int = 20) -> int:
+    """Length of an observation; only the released features grow with ``max_users``."""
+    one_of("features", features, FEATURES)
+    return {"released": 7 * max_users + 6, "current": 10, "gains": 10 + 6 * len(_FRACTIONS),
+            "cut": 12 + 6 * len(_FRACTIONS)}[features]
+
+
+class Decisions:
+    """``n`` windows in the middle of being decided: states, observations, rewards.
+
+    Args:
+        n: number of windows at a time.
+        max_users: width of the arrays.
+        parameters: SystemParameters.
+        features: ``released``: per user status (one-hot), 0.01 alpha, d_i and waiting time, the user being decided
+            first, and six global numbers, all padded to ``max_users``. ``current``: counts, the edge, and the gain of
+            granting now, at the batch as it stands. ``gains``: also the gain of granting, the granted users' sum, the
+            user's rank among the undecided and what the undecided could gain, at six batch sizes between the
+            smallest and the largest that can still come. ``cut``: also the gain of granting if just those undecided
+            users join who would gain more; it all but gives the answer away and is there to show that.
+        reward: ``released``: alpha * A at a user's own step (at the batch so far), the rest at the last step.
+            ``difference``: what each decision changes in the reward of granting those granted so far. Both sum to
+            ``0.1 * utility / U``. ``share``: the difference without the all-local constant, in units of the window's
+            own scale.
+        order: ``given``: as the window lists its users (by device speed when sampled, as released); ``gain``:
+            descending gain at half the largest batch.
+    """
+
+    def __init__(self, n: int, max_users: int, parameters, features: str, reward: str, order: str):
+        one_of("features", features, FEATURES)
+        one_of("reward", reward, REWARDS)
+        one_of("order", order, ORDERS)
+        whole_number("max_users", max_users, 1)
+        self.max_users, self.parameters = max_users, parameters
+        self.features, self.reward, self.order = features, reward, order
+        largest = min(parameters.max_batch, max_users)
+        self.rows = np.arange(n)
+        self.arrays = {
+            "slope_s": np.zeros(n), "intercept_s": np.zeros(n), "num_users": np.zeros(n, np.int64),
+            "device_step_s": np.ones((n, max_users)), "alpha": np.zeros((n, max_users)),
+            "waiting_s": np.zeros((n, max_users)), "gains": np.zeros((n, largest + 1, max_users)),
+            "sequence": np.zeros((n, max_users), np.int64), "status": np.zeros((n, max_users), np.int8),
+            "sums": np.zeros((n, largest + 1)), "turn": np.zeros(n, np.int64), "batch": np.zeros(n, np.int64),
+            "scale": np.ones(n), "local_s": np.zeros(n), "paid": np.zeros(n), "total": np.zeros(n),
+        }
+
+    def __getattr__(self, name: str) -> NDArray:
+        try:
+            return self.__dict__["arrays"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def width(self) -> int:
+        """Length of an observation."""
+        return num_features(self.features, self.max_users)
+
+    @property
+    def done(self) -> NDArray[np.bool_]:
+        """Which windows are decided, shape (n,)."""
+        return (self.turn >= self.num_users) | (self.batch >= np.minimum(self.num_users, self.parameters.max_batch))
+
+    @property
+    def granted(self) -> NDArray[np.bool_]:
+        """Users granted so far, shape (n, U)."""
+        return self.status == GRANTED
+
+    def load(self, rows: NDArray, windows: Windows) -> None:
+        """Begin new windows in the given rows."""
+        a = self.arrays
+        for name in ("slope_s", "intercept_s", "num_users", "device_step_s", "alpha", "waiting_s", "gains"):
+            a[name][rows] = getattr(windows, name)
+        present = windows.present
+        a["status"][rows] = np.where(present, UNDECIDED, PADDING)
+        for name in ("sums", "turn", "batch", "paid", "total"):
+            a[name][rows] = 0
+        alone = windows.gains[:, min(1, windows.gains.shape[1] - 1)]
+        a["scale"][rows] = np.maximum(np.maximum(np.maximum(alone, 0).sum(1), 0.05 * np.abs(alone).sum(1)), 1e-9)
+        local = (windows.alpha * self.parameters.accuracy.pai(self.parameters.num_steps)
+                 - self.parameters.num_steps * windows.device_step_s - windows.waiting_s)
+        a["local_s"][rows] = np.sum(local, axis=1, where=present)
+        if self.order == "gain":
+            half = windows.gains[np.arange(len(windows)), (windows.largest_batch + 1) // 2]
+            a["sequence"][rows] = np.argsort(np.where(present, -half, np.inf), axis=1, kind="stable")
+        else:
+            a["sequence"][rows] = np.arange(self.max_users)
+
+    def step(self, actions: NDArray) -> NDArray[np.float64]:
+        """Deny (0) or grant (1) the user whose turn it is; windows that are decided stay so.
+
+        Args:
+            actions: shape (n,).
+
+        Returns:
+            Rewards, shape (n,); see Decisions.
+        """
+        a, rows, running = self.arrays, self.rows, ~self.done
+        user = a["sequence"][rows, np.minimum(a["turn"], self.max_users - 1)]
+        grant = np.asarray(actions).astype(bool) & running
+        before = a["sums"][rows, a["batch"]]
+        a["status"][rows, user] = np.where(running, np.where(grant, GRANTED, DENIED), a["status"][rows, user])
+        a["sums"] += np.where(grant[:, None], a["gains"][rows, :, user], 0.0)
+        a["batch"] += grant
+        first = a["turn"] == 0
+        a["turn"] += running
+        change = a["sums"][rows, a["batch"]] - before
+        a["total"] += change
+        if self.reward == "share":
+            return change / a["scale"]
+        if self.reward == "difference":
+            return 0.1 * (change + np.where(first & running, a["local_s"], 0.0)) / a["num_users"]
+        return self._released_reward(user, grant)
+
+    def _released_reward(self, user, grant):
+        a, rows, parameters = self.arrays, self.rows, self.parameters
+        saving = a["device_step_s"][rows, user] - (a["slope_s"] * a["batch"] + a["intercept_s"])
+        split = np.where(grant, optimal_split(a["alpha"][rows, user], saving, parameters), parameters.num_steps)
+        own = a["alpha"][rows, user] * parameters.accuracy.pai(split)
+        own = np.where(self.done, a["local_s"] + a["total"] - a["paid"], own)  # nothing more once all is paid
+        a["paid"] += own
+        return 0.1 * own / a["num_users"]
+
+    def observe(self) -> NDArray[np.float32]:
+        """Observations, shape (n, width); zeros for windows that are decided."""
+        observation = self._released() if self.features == "released" else self._gains()
+        observation[self.done] = 0
+        return np.clip(observation, -10, 10).astype(np.float32)
+
+    def _released(self):
+        a = self.arrays
+        turn = np.minimum(a["turn"], self.max_users - 1)
+        seat = (np.arange(self.max_users) + turn[:, None]) % self.max_users
+        user = np.take_along_axis(a["sequence"], seat, axis=1)
+        status = np.take_along_axis(a["status"], user, axis=1)
+        one_hot = status[:, :, None] == np.arange(4)
+        values = [np.take_along_axis(a[name], user, axis=1) * (status != PADDING)
+                  for name in ("alpha", "device_step_s", "waiting_s")]
+        decided = a["turn"] - a["batch"]
+        shared = [0.1 * (self.parameters.max_batch - a["batch"]), 0.1 * (a["num_users"] - a["turn"]),
+                  0.1 * a["batch"], 0.1 * decided, 100 * a["slope_s"], 100 * a["intercept_s"]]
+        users = np.concatenate([one_hot, (0.01 * values[0])[:, :, None], np.stack(values[1:], axis=2)], axis=2)
+        return np.concatenate([users.reshape(len(turn), -1), np.stack(shared, axis=1)], axis=1)
+
+    def _gains(self):
+        a, rows = self.arrays, self.rows
+        highest = a["gains"].shape[1] - 1
+        user = a["sequence"][rows, np.minimum(a["turn"], self.max_users - 1)]
+        batch, left = a["batch"], a["num_users"] - a["turn"]
+        room = np.minimum(a["num_users"], self.parameters.max_batch) - batch
+        next_batch = np.minimum(batch + 1, highest)
+        scale, mean = a["scale"], a["scale"] / a["num_users"]
+        now = a["gains"][rows, next_batch, user]
+        slowed = a["sums"][rows, next_batch] - a["sums"][rows, batch]
+        columns = [batch / 20, left / 20, room / 20, a["num_users"] / 20, 100 * a["slope_s"], 100 * a["intercept_s"],
+                   now / mean, slowed / mean, (now + slowed) / mean, a["sums"][rows, batch] / scale]
+        if self.features == "current":
+            return np.stack(columns, axis=1)
+        span = np.maximum(np.minimum(left, room) - 1, 0)
+        sizes = np.minimum(next_batch[:, None] + np.rint(_FRACTIONS * span[:, None]).astype(np.int64), highest)
+        gains = a["gains"][rows[:, None], sizes]
+        own = np.take_along_axis(gains, user[:, None, None], axis=2)
+        undecided = (a["status"] == UNDECIDED)[:, None]
+        better = (gains > own) & undecided
+        count = better.sum(axis=2)
+        positive = np.maximum(gains, 0) * undecided
+        blocks = [own[:, :, 0] / mean[:, None], np.take_along_axis(a["sums"], sizes, axis=1) / scale[:, None],
+                  (sizes - batch[:, None] - count - 0.5) / 5, (gains * better).sum(axis=2) / scale[:, None],
+                  positive.sum(axis=2) / scale[:, None], (positive > 0).sum(axis=2) / 20]
+        if self.features == "cut":
+            columns += self._cut(user, mean)
+        return np.concatenate([np.stack(columns, axis=1), *blocks], axis=1)
+
+    def _cut(self, user, mean):
+        a, rows = self.arrays, self.rows
+        highest = np.minimum(np.minimum(a["num_users"], self.parameters.max_batch), a["gains"].shape[1] - 1)
+        reference = a["gains"][rows, np.minimum(a["batch"] + 1, highest)]
+        better = (reference > reference[rows, user][:, None]) & (a["status"] == UNDECIDED)
+        with_user = np.minimum(a["batch"] + better.sum(axis=1) + 1, highest)
+        fits = a["batch"] + better.sum(axis=1) < highest
+        joined = [np.sum(a["gains"][rows, size], axis=1, where=better) + a["sums"][rows, size]
+                  for size in (with_user, np.maximum(with_user - 1, 0))]
+        marginal = a["gains"][rows, with_user, user] + joined[0] - joined[1]
+        return [np.where(fits, marginal, -mean) / mean, with_user / 20]
+
+
+class OffloadingEnv(gymnasium.Env):
+    """One window at a time, as a Gymnasium environment; registered as ``splitpoint/Offloading-v0``.
+
+    Args:
+        scenario: what windows ``reset`` draws.
+        features, reward, order: see Decisions.
+        max_users: most users that a window may have; the scenario's if left out.
+
+    ``reset(options={"instance": Instance})`` begins that very window; ``plan()`` is the plan of the users granted so far.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, scenario: Scenario = Scenario(), features: str = "gains", reward: str = "difference",
+                 order: str = "given", max_users: int | None = None):
+        self.scenario, self.max_users = scenario, max_users or scenario.num_users[1]
+        self.features, self.reward, self.order = features, reward, order
+        self._decisions = Decisions(1, self.max_users, scenario.parameters, features, reward, order)
+        self._instance = None
+        self.action_space = spaces.Discrete(2)
+        self.observation_space = spaces.Box(-10.0, 10.0, (self._decisions.width,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Begin a window: a drawn one, or ``options["instance"]``."""
+        super().reset(seed=seed)
+        instance = (options or {}).get("instance")
+        if instance is None:
+            windows = self.scenario.sample(1, self.np_random, self.max_users)
+        else:
+            windows = stack_windows([instance], self.max_users)
+        parameters = windows.parameters
+        self._decisions = Decisions(1, self.max_users, parameters, self.features, self.reward, self.order)
+        self._decisions.load(np.array([0]), windows)
+        self._instance = instance or windows.instance(0)
+        return self._decisions.observe()[0], {}
+
+    def step(self, action: int):
+        """Deny (0) or grant (1) the user whose turn it is."""
+        if self._instance is None or self._decisions.done[0]:
+            raise ValueError("the window is decided; call reset() first")
+        if action not in (0, 1):
+            raise ValueError(f"action={action!r} is not one of 0 (deny), 1 (grant)")
+        reward = float(self._decisions.step(np.array([action]))[0])
+        return self._decisions.observe()[0], reward, bool(self._decisions.done[0]), False, {}
+
+    def plan(self) -> Plan:
+        """Those granted so far, with optimal split points; everyone else is denied."""
+        if self._instance is None:
+            raise ValueError("there is no window yet; call reset() first")
+        return plan_of(self._instance, self._decisions.granted[0])
+
+
+def plan_of(instance, granted: NDArray[np.bool_]) -> Plan:
+    """The plan that grants the first ``instance.num_users`` of these, split points optimal."""
+    return plan_for(instance, granted[: instance.num_users])
+
+
+class OffloadingVecEnv(VecEnv):
+    """Many windows at a time for Stable-Baselines3, in NumPy; a decided window is replaced by the next one at once.
+
+    Args:
+        source: a Scenario to draw from, or Windows to go through again and again.
+        num_envs: windows at a time.
+        seed: of the drawing.
+        features, reward, order: see Decisions.
+        max_users: width of the arrays; the source's if left out.
+    """
+
+    def __init__(self, source: Scenario | Windows, num_envs: int = 128, seed: int = 0, features: str = "gains",
+                 reward: str = "share", order: str = "given", max_users: int | None = None):
+        whole_number("num_envs", num_envs, 1)
+        self.source = source
+        fixed = isinstance(source, Windows)
+        self.max_users = max_users or (source.alpha.shape[1] if fixed else source.num_users[1])
+        self.decisions = Decisions(num_envs, self.max_users, source.parameters, features, reward, order)
+        self.rng = np.random.default_rng(seed)
+        self.episodes, self._pool, self._cursor = 0, source if fixed else None, 0
+        self._returns, self._lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+        self._nothing: dict = {}
+        super().__init__(num_envs, spaces.Box(-10.0, 10.0, (self.decisions.width,), np.float32), spaces.Discrete(2))
+
+    def reset(self) -> NDArray[np.float32]:
+        """Begin a new window in every row."""
+        self.decisions.load(self.decisions.rows, self._next(self.num_envs))
+        self._returns[:], self._lengths[:] = 0, 0
+        return self.decisions.observe()
+
+    def step_async(self, actions: NDArray) -> None:
+        """Take the actions, shape (num_envs,)."""
+        self._actions = actions
+
+    def step_wait(self):
+        """Observations, rewards, ends and infos of the step; rows that ended show their next window."""
+        rewards = self.decisions.step(self._actions)
+        dones = self.decisions.done
+        self._returns += rewards
+        self._lengths += 1
+        infos = [self._nothing] * self.num_envs
+        ended = np.flatnonzero(dones)
+        if len(ended):
+            terminal = np.zeros(self.decisions.width, np.float32)
+            for row in ended:
+                infos[row] = {"terminal_observation": terminal,
+                              "episode": {"r": self._returns[row], "l": self._lengths[row], "t": 0.0}}
+            self.episodes += len(ended)
+            self._returns[ended], self._lengths[ended] = 0, 0
+            self.decisions.load(ended, self._next(len(ended)))
+        return self.decisions.observe(), rewards.astype(np.float32), dones, infos
+
+    def state(self) -> tuple[dict[str, NDArray], dict]:
+        """Everything that a later ``restore`` needs to go on as if never stopped: arrays, and JSON-serialisable rest."""
+        arrays = {f"decisions.{name}": values.copy() for name, values in self.decisions.arrays.items()}
+        arrays |= {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
+        rest = {"rng": self.rng.bit_generator.state, "cursor": self._cursor, "episodes": self.episodes,
+                "pool_rng": getattr(self, "_pool_rng", None)}
+        return arrays, rest
+
+    def restore(self, arrays: dict[str, NDArray], rest: dict) -> None:
+        """Go back to a state."""
+        if rest["pool_rng"] is not None:
+            self.rng.bit_generator.state = rest["pool_rng"]
+            self._draw()
+        self.rng.bit_generator.state = rest["rng"]
+        self._cursor, self.episodes = rest["cursor"], rest["episodes"]
+        for name, values in self.decisions.arrays.items():
+            values[...] = arrays[f"decisions.{name}"]
+        self._returns[...], self._lengths[...] = arrays["returns"], arrays["lengths"]
+
+    def _next(self, count: int) -> Windows:
+        if isinstance(self.source, Windows):
+            rows = (self._cursor + np.arange(count)) % len(self._pool)
+            self._cursor = int((self._cursor + count) % len(self._pool))
+            return self._pool[rows]
+        if count > _POOL:
+            return self.source.sample(count, self.rng, self.max_users)
+        if self._pool is None or self._cursor + count > len(self._pool):
+            self._draw()
+        rows = slice(self._cursor, self._cursor + count)
+        self._cursor += count
+        return self._pool[rows]
+
+    def _draw(self):
+        self._pool_rng = self.rng.bit_generator.state
+        self._pool, self._cursor = self.source.sample(_POOL, self.rng, self.max_users), 0
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def get_attr(self, attr_name: str, indices=None) -> list:
+        """The attribute, once a row."""
+        return [getattr(self, attr_name, None) if attr_name == "render_mode" else getattr(self, attr_name)
+                for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices=None) -> None:
+        """Rows share their attributes, so single ones cannot be set."""
+        raise ValueError(f"attr_name={attr_name!r} cannot be set: rows share their attributes")
+
+    def env_method(self, method_name: str, *method_args, indices=None, **method_kwargs) -> list:
+        """Rows have no methods of their own."""
+        raise ValueError(f"method_name={method_name!r} cannot be called: rows have no methods of their own")
+
+    def env_is_wrapped(self, wrapper_class, indices=None) -> list[bool]:
+        """Rows are never wrapped."""
+        return [False for _ in self._get_indices(indices)]
+
+
+gymnasium.register("splitpoint/Offloading-v0", entry_point="splitpoint.learning.env:OffloadingEnv")

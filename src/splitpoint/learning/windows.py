@@ -1,0 +1,225 @@
+"""Many decision windows at once, as padded arrays: sampling, gains, outcomes, the exact optimum of each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from splitpoint.offloading import Instance, LatencyModel, SystemParameters, optimal_split, published_profiles
+from splitpoint.offloading.checks import finite_array, whole_number
+from splitpoint.offloading.problem import alpha_range
+from splitpoint.offloading.split import grant_gain
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """``n`` windows of up to ``U`` users each; rows of users that are not there are padding.
+
+    Args:
+        slope_s, intercept_s: latency of one edge step, shape (n,), seconds per request and seconds.
+        device_step_s: one step on each user's device, shape (n, U), seconds; 1 in the padding.
+        alpha: seconds worth one unit of accuracy, shape (n, U); 0 in the padding.
+        waiting_s: from request to the end of the window, shape (n, U), seconds; 0 in the padding.
+        num_users: shape (n,).
+        parameters: SystemParameters, the same for all.
+
+    ``gains[w, B, i]`` is what granting user i in a batch of B is worth, with its own optimal split point (seconds).
+    """
+
+    slope_s: NDArray[np.float64]
+    intercept_s: NDArray[np.float64]
+    device_step_s: NDArray[np.float64]
+    alpha: NDArray[np.float64]
+    waiting_s: NDArray[np.float64]
+    num_users: NDArray[np.int64]
+    parameters: SystemParameters = field(default_factory=SystemParameters)
+    gains: NDArray[np.float64] | None = None
+
+    def __post_init__(self):
+        if self.gains is None:
+            object.__setattr__(self, "gains", self._gains())
+
+    def __len__(self) -> int:
+        return len(self.num_users)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Which rows are users, shape (n, U)."""
+        return np.arange(self.alpha.shape[1]) < self.num_users[:, None]
+
+    @property
+    def largest_batch(self) -> NDArray[np.int64]:
+        """Most users that can be granted, shape (n,)."""
+        return np.minimum(self.num_users, self.parameters.max_batch)
+
+    def __getitem__(self, rows) -> "Windows":
+        return Windows(self.slope_s[rows], self.intercept_s[rows], self.device_step_s[rows], self.alpha[rows],
+                       self.waiting_s[rows], self.num_users[rows], self.parameters, self.gains[rows])
+
+    def instance(self, row: int) -> Instance:
+        """One window as an Instance."""
+        users, parameters = slice(self.num_users[row]), self.parameters
+        return Instance(LatencyModel(float(self.slope_s[row]), float(self.intercept_s[row])),
+                        self.device_step_s[row, users], self.alpha[row, users],
+                        parameters.window_s - self.waiting_s[row, users], parameters)
+
+    def splits(self, batch: NDArray) -> NDArray[np.float64]:
+        """Optimal split points for given batch sizes, shape (n,) -> (n, U)."""
+        edge_step_s = (self.slope_s * batch + self.intercept_s)[:, None]
+        return optimal_split(self.alpha, self.device_step_s - edge_step_s, self.parameters)
+
+    def outcomes(self, granted: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
+        """What granting these users is worth, split points being optimal.
+
+        Args:
+            granted: shape (n, U).
+
+        Returns:
+            ``utility_s, reward, accuracy, latency_s, share_granted``, shape (n,) each; means are over users.
+        """
+        parameters, present = self.parameters, self.present
+        granted = granted & present
+        batch = granted.sum(axis=1)
+        split = np.where(granted, self.splits(batch), float(parameters.num_steps))
+        edge_step_s = (self.slope_s * batch + self.intercept_s)[:, None]
+        on_edge_s = (parameters.num_steps - split) * edge_step_s + parameters.transfer_s_per_user * batch[:, None]
+        latency = np.where(granted, on_edge_s, 0.0) + split * self.device_step_s + self.waiting_s
+        accuracy = parameters.accuracy.pai(split)
+        utility = np.sum(self.alpha * accuracy - latency, axis=1, where=present)
+        return {"utility_s": utility, "reward": 0.1 * utility / self.num_users,
+                "accuracy": np.sum(accuracy, axis=1, where=present) / self.num_users,
+                "latency_s": np.sum(latency, axis=1, where=present) / self.num_users,
+                "share_granted": batch / self.num_users}
+
+    def gain(self, granted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Utility above all-local of granting these users, shape (n,), seconds."""
+        granted = granted & self.present
+        return np.sum(self.gains[np.arange(len(self)), granted.sum(axis=1)], axis=1, where=granted)
+
+    def exact(self) -> NDArray[np.bool_]:
+        """The users of each window's exact optimum, shape (n, U): the best set of every size, the best size."""
+        order = np.argsort(np.where(self.present[:, None], -self.gains, np.inf), axis=2, kind="stable")
+        ordered = np.take_along_axis(np.where(self.present[:, None], self.gains, 0.0), order, axis=2)
+        sizes = np.arange(self.gains.shape[1])
+        totals = np.where(np.arange(ordered.shape[2]) < sizes[:, None], ordered, 0.0).sum(axis=2)
+        best = np.argmax(np.where(sizes <= self.largest_batch[:, None], totals, -np.inf), axis=1)
+        ranks = np.argsort(order[np.arange(len(self)), best], axis=1)
+        return ranks < best[:, None]
+
+    def optimality(self, granted: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Share of the exact optimum's gain over all-local that granting these users reaches, shape (n,).
+
+        Where the optimum itself gains nothing, 1 if nothing is lost and minus infinity if something is.
+        """
+        best, reached = self.gain(self.exact()), self.gain(granted)
+        nothing = best <= 1e-12 * (1 + np.abs(self.outcomes(np.zeros_like(self.present))["utility_s"]))
+        share = np.divide(reached, best, out=np.ones_like(best), where=~nothing)
+        return np.where(nothing & (reached < -1e-12), -np.inf, share)
+
+    def _gains(self) -> NDArray[np.float64]:
+        largest = min(self.parameters.max_batch, self.alpha.shape[1])
+        if largest == 0:
+            return np.zeros((len(self), 1, self.alpha.shape[1]))
+        batch = np.arange(1.0, largest + 1)[:, None]
+        edge_step_s = self.slope_s[:, None, None] * batch + self.intercept_s[:, None, None]
+        saving = self.device_step_s[:, None] - edge_step_s
+        alpha = self.alpha[:, None]
+        splits = optimal_split(alpha, saving, self.parameters)
+        gains = grant_gain(SimpleNamespace(parameters=self.parameters, alpha=alpha), splits, saving, batch)
+        return np.concatenate([np.zeros_like(gains[:, :1]), np.where(self.present[:, None], gains, 0.0)], axis=1)
+
+
+def stack_windows(instances: Sequence[Instance], max_users: int | None = None) -> Windows:
+    """Instances that share their SystemParameters, as padded arrays.
+
+    Args:
+        instances: at least one.
+        max_users: width of the arrays; the most users of any instance if left out.
+
+    Raises:
+        ValueError: for no instances, different parameters, more users than ``max_users``, or NaN.
+    """
+    if len(instances) == 0:
+        raise ValueError("instances is empty; at least one is needed")
+    parameters = instances[0].parameters
+    if any(instance.parameters != parameters for instance in instances):
+        raise ValueError("instances have different SystemParameters; stack equal ones")
+    counts = np.array([instance.num_users for instance in instances])
+    width = int(max_users or counts.max())
+    if counts.max() > width:
+        raise ValueError(f"num_users={counts.max()} is outside [1, {width}]")
+    padded = {"device_step_s": np.ones((len(counts), width)), "alpha": np.zeros((len(counts), width)),
+              "waiting_s": np.zeros((len(counts), width))}
+    for row, instance in enumerate(instances):
+        users = slice(instance.num_users)
+        padded["device_step_s"][row, users] = instance.device_step_s
+        padded["alpha"][row, users] = instance.alpha
+        padded["waiting_s"][row, users] = parameters.window_s - instance.arrival_s
+    for name, values in padded.items():
+        finite_array(name, values)
+    return Windows(np.array([i.edge.slope_s for i in instances]), np.array([i.edge.intercept_s for i in instances]),
+                   num_users=counts, parameters=parameters, **padded)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What windows are drawn: the released sampling rules, for ranges of users and edge GPUs.
+
+    Args:
+        num_users: fewest and most users, both included.
+        num_edge_gpus: fewest and most GPUs of the edge, both included; different ends are a dynamic edge.
+        devices: which of the published profiles' device lines users have, slowest last; all if left out.
+        parameters: SystemParameters.
+    """
+
+    num_users: tuple[int, int] = (1, 20)
+    num_edge_gpus: tuple[int, int] = (4, 16)
+    devices: tuple[int, ...] | None = None
+    parameters: SystemParameters = field(default_factory=SystemParameters)
+
+    def __post_init__(self):
+        for name in ("num_users", "num_edge_gpus"):
+            low, high = getattr(self, name)
+            whole_number(f"{name}[0]", low, 1)
+            whole_number(f"{name}[1]", high, low)
+            object.__setattr__(self, name, (int(low), int(high)))
+        known = len(published_profiles().devices)
+        if self.devices is not None:
+            if not self.devices:
+                raise ValueError(f"devices is empty; valid are indices in [0, {known - 1}]")
+            for index in self.devices:
+                whole_number("devices", index, 0, known - 1)
+            object.__setattr__(self, "devices", tuple(int(index) for index in self.devices))
+
+    def sample(self, n: int, rng: np.random.Generator, max_users: int | None = None) -> Windows:
+        """Draw ``n`` windows.
+
+        Args:
+            n: how many, at least 1.
+            rng: NumPy generator.
+            max_users: width of the arrays; the scenario's most users if left out.
+
+        Source: authors' released code, PERDQN/per_DQN_main.py; as ``sample_instance``, for many windows at once.
+        """
+        whole_number("n", n, 1)
+        width = max_users or self.num_users[1]
+        profiles = published_profiles()
+        chosen = np.array(self.devices if self.devices is not None else range(len(profiles.devices)))
+        weights = profiles.weights[chosen] / profiles.weights[chosen].sum()
+        num_users = rng.integers(self.num_users[0], self.num_users[1] + 1, size=n)
+        gpus = rng.integers(self.num_edge_gpus[0], self.num_edge_gpus[1] + 1, size=n)
+        present = np.arange(width) < num_users[:, None]
+        index = chosen[rng.choice(len(chosen), size=(n, width), p=weights)]
+        index = np.sort(np.where(present, index, len(profiles.devices)), axis=1)
+        device_step_s = np.append(profiles.device_steps_s, 1.0)[index]
+        alpha = np.zeros((n, width))
+        for count in np.unique(gpus):
+            rows = gpus == count
+            alpha[rows] = rng.uniform(*alpha_range(device_step_s[rows], profiles.edge_gpu.shared_by(int(count))))
+        arrival = np.where(present, rng.uniform(0, self.parameters.window_s, size=(n, width)), np.inf)
+        waiting = np.where(present, self.parameters.window_s - np.sort(arrival, axis=1), 0.0)
+        edge = profiles.edge_gpu
+        return Windows(edge.slope_s / gpus, edge.intercept_s / gpus, device_step_s, np.where(present, alpha, 0.0),
+                       waiting, num_users, self.parameters)

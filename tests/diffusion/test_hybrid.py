@@ -6,12 +6,14 @@ import pytest
 import torch
 from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
                        StableDiffusionPipeline)
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion.hybrid import (GenerationCancelled, HybridPipeline, User, decode, hybrid_generate,
                                          load_users, model_fingerprint)
 from splitpoint.diffusion.packet import Packet, _checksum
 
-from .tiny_pipeline import make_pipeline, save_adapter
+from .tiny_pipeline import TARGETS, make_pipeline, save_adapter
 
 STEPS = 6
 SCHEDULERS = {"ddim": DDIMScheduler, "euler": EulerDiscreteScheduler, "dpmsolver++": DPMSolverMultistepScheduler}
@@ -257,6 +259,17 @@ def test_pipelines_and_adapters_from_folders_run_end_to_end(models, folder):
     torch.testing.assert_close(output.latents, expected.latents, rtol=1e-3, atol=1e-4)
     assert [image.size for image in output.images] == [(16, 16)] * 3
     assert len({image.tobytes() for image in output.images}) == 3
+
+
+def test_an_adapter_may_be_stored_as_peft_stores_one(models, folder, tmp_path):
+    weights = load_file(folder / "ann" / "pytorch_lora_weights.safetensors")
+    save_file({key.replace("unet.", "base_model.model.", 1): value for key, value in weights.items()},
+              tmp_path / "adapter_model.safetensors")
+    LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS).save_pretrained(tmp_path)
+    edge, users = load_users(make_pipeline(), {"ann": tmp_path})
+    here, there = (HybridPipeline(pipeline, loaded, num_steps=STEPS).generate("cat", "ann", 4).latents
+                   for pipeline, loaded in ((edge, users), models))
+    assert torch.equal(here, there)
 
 
 def test_adapters_and_pipelines_of_another_model_are_refused(models, folder, tmp_path):

@@ -22,9 +22,12 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
 from diffusers.utils import logging
 from huggingface_hub import file_exists, hf_hub_download
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import set_peft_model_state_dict
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
@@ -37,7 +40,7 @@ _SCHEDULERS = {  # name: class, and what a deterministic run on unbounded latent
     "euler": (EulerDiscreteScheduler, {}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "thresholding": False}),
 }
-_LORA_FILE = "pytorch_lora_weights.safetensors"
+_LORA_FILES = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # as diffusers and as peft name them
 _fingerprints: WeakKeyDictionary = WeakKeyDictionary()
 
 OnStep = Callable[[int, list[int], torch.Tensor], None]
@@ -277,9 +280,11 @@ def hybrid_generate(prompts: Sequence[str] | str, users: Sequence[str | User] | 
 
 def load_mini_hybrid(**settings) -> HybridPipeline:
     """The miniature on the edge and its users, each with one vendor's style; settings as of ``HybridPipeline``."""
-    from splitpoint.diffusion.mini import load_mini
-    edge, users = load_users(load_mini(), sorted(data_path("models", "users").glob("*.safetensors")))
-    return HybridPipeline(edge, users, **{name: value for name, value in settings.items() if value is not None})
+    from splitpoint.diffusion.mini import GUIDANCE_SCALE, load_mini
+    edge, users = load_users(load_mini(), sorted(path for path in data_path("models", "users").iterdir()
+                                                 if path.is_dir()))
+    given = {name: value for name, value in settings.items() if value is not None}
+    return HybridPipeline(edge, users, **{"guidance_scale": GUIDANCE_SCALE, **given})
 
 
 def load_users(base: str | Path | StableDiffusionPipeline,
@@ -573,46 +578,53 @@ def _quiet() -> Iterator[None]:
 
 
 def _is_adapter(path: str | Path) -> bool:
-    local = Path(path)
-    if local.exists():
-        return local.suffix == ".safetensors" or (local / _LORA_FILE).is_file()
+    if Path(path).exists():
+        return _adapter_file(path).is_file()
     try:
-        return file_exists(str(path), _LORA_FILE)
+        return file_exists(str(path), _LORA_FILES[0])
     except Exception:  # no network, or no such name: loading it as a pipeline says which
         return False
 
 
+def _adapter_file(path: str | Path) -> Path:
+    path = Path(path)
+    if path.is_file():
+        return path
+    return next((path / name for name in _LORA_FILES if (path / name).is_file()), path / _LORA_FILES[0])
+
+
 def _add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, name: str) -> str:
-    adapter, local = re.sub(r"\W", "_", name), Path(path)
-    if not local.exists():
-        local = Path(hf_hub_download(str(path), _LORA_FILE))
-    file = local if local.is_file() else local / _LORA_FILE
+    adapter = re.sub(r"\W", "_", name)
+    file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), _LORA_FILES[0]))
     _check_adapter(pipeline, file)
     try:
         with _quiet():
-            pipeline.load_lora_weights(str(file), adapter_name=adapter)
+            if file.name == _LORA_FILES[1]:
+                pipeline.unet.add_adapter(LoraConfig.from_pretrained(file.parent), adapter)
+                set_peft_model_state_dict(pipeline.unet, load_file(file), adapter)
+            else:
+                pipeline.load_lora_weights(str(file), adapter_name=adapter)
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ValueError(f"personal={file.name!r} is not a LoRA for this model: {error}") from error
+        raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {error}") from error
     _switch(pipeline, None)
     return adapter
 
 
 def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
     """Refuse an adapter of another model before anything is changed."""
-    parts = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}
+    layers = {f"{part}.{name}": module for part in ("unet", "text_encoder")
+              for name, module in getattr(pipeline, part).named_modules()}
     with safe_open(file, "pt") as weights:
         for key in weights.keys():
-            part, _, rest = key.partition(".")
-            target, marker, _ = rest.partition(".lora_A")
+            target, marker, _ = key.replace("base_model.model.", "unet.").partition(".lora_A")
             if not marker:
                 continue
-            shape = weights.get_slice(key).get_shape()
-            modules = dict(parts[part].named_modules()) if part in parts else {}
-            module = modules.get(f"{target}.base_layer", modules.get(target))
-            if module is None or module.weight.shape[1] != shape[1]:
-                raise ValueError(f"personal={file.name!r} is not a LoRA for this model: {key} "
-                                 + ("names no layer of it" if module is None else
-                                    f"expects {shape[1]} inputs where the model has {module.weight.shape[1]}"))
+            module = layers.get(f"{target}.base_layer", layers.get(target))
+            inputs = weights.get_slice(key).get_shape()[1]
+            if module is None or module.weight.shape[1] != inputs:
+                problem = ("names no layer of it" if module is None else
+                           f"expects {inputs} inputs where the model has {module.weight.shape[1]}")
+                raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {key} {problem}")
 
 
 def _bar(name: str, progress: bool | None) -> Callable[[int], tqdm]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from splitpoint.learning import OffloadingEnv, OffloadingVecEnv, Scenario, stack_windows
-from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, num_features
+from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, feature_names, num_features
 from splitpoint.offloading import SystemParameters, evaluate, sample_instance
 from splitpoint.offloading.solvers import plan_for
 from tests.offloading.strategies import instances
@@ -117,6 +117,8 @@ def test_released_features_put_the_user_being_decided_first():
 def test_features_of_fixed_size_do_not_grow_with_the_users():
     assert {num_features("gains", users) for users in (1, 20, 40)} == {46}
     assert num_features("released", 40) > num_features("released", 20)
+    for features in FEATURES:
+        assert len(feature_names(features, 7)) == num_features(features, 7)
 
 
 @pytest.mark.parametrize("call, name", [

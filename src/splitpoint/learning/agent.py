@@ -174,7 +174,7 @@ class Agent:
         weights: ``layer0.weight`` (out, in), ``layer0.bias`` (out,), ``layer1.weight``, … as float32.
         curve: rows of ``decisions, episodes, reward, accuracy, latency_s, optimality`` on held-out windows, one per
             look that training took.
-        train_s: seconds that training took.
+        train_s: processor seconds that training took (what a clock shows where one thread has a core to itself).
     """
 
     settings: TrainingSettings
@@ -249,13 +249,16 @@ def load_agent(path: str | Path | None = None, features: str | None = None) -> A
     """An agent from its two files.
 
     Args:
-        path: with or without ending; the agent that ships with the project if left out.
+        path: with or without ending, or the name of an agent in ``data/agents``; the one that ships as
+            ``method="agent"`` if left out.
         features: refuse an agent that was made for other features.
 
     Raises:
         ValueError: if a file is missing or damaged, or the weights do not fit the settings or ``features``.
     """
-    path = data_path(*COMMITTED) if path is None else Path(path)
+    path = Path(path or COMMITTED[-1])
+    if path.parent == Path() and not path.with_suffix(".json").exists():
+        path = data_path(COMMITTED[0], path.name)
     try:
         text = json.loads(path.with_suffix(".json").read_text())
         settings = TrainingSettings.from_json(json.dumps(text["settings"]))

@@ -34,6 +34,23 @@ def num_features(features: str, max_users: int = 20) -> int:
             "cut": 12 + 6 * len(_FRACTIONS)}[features]
 
 
+def feature_names(features: str, max_users: int = 20) -> tuple[str, ...]:
+    """What each number of an observation is, in order."""
+    one_of("features", features, FEATURES)
+    if features == "released":
+        rows = ("padding", "undecided", "granted", "denied", "0.01 alpha", "d_i", "waiting")
+        return (*(f"user +{i}: {row}" for i in range(max_users) for row in rows), "room / 10", "undecided / 10",
+                "granted / 10", "denied / 10", "100 k_e", "100 h_e")
+    names = ("granted / 20", "undecided / 20", "room / 20", "users / 20", "100 k_e", "100 h_e", "gain if granted now",
+             "what the granted lose", "marginal gain now", "gain so far")
+    if features == "cut":
+        names += ("marginal gain at the cut", "batch at the cut / 20")
+    blocks = ("own gain", "gain of the granted", "places left above own rank / 5", "gain of the better",
+              "all undecided gains", "undecided with a gain / 20")
+    sizes = () if features == "current" else tuple(f"{name} @{share:.0%}" for name in blocks for share in _FRACTIONS)
+    return names + sizes
+
+
 class Decisions:
     """``n`` windows in the middle of being decided: states, observations, rewards.
 

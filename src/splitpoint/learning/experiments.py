@@ -35,7 +35,7 @@ PPO = TrainingSettings(learner="ppo", decisions=250_000, num_envs=128, batch_siz
                        max_grad_norm=0.5, max_users=40)
 AGENTS = {
     "drl_convex": replace(PPO, decisions=4_000_000, rollout=64, learning_rate=1e-3),
-    "dqn": replace(DQN, decisions=600_000, updates_per_step=4),
+    "dqn": replace(DQN, decisions=300_000, updates_per_step=4, batch_size=512, buffer_size=200_000),
 }
 #: the settings of the released code, as far as they can be run: always greedy, one window, one update a step
 RELEASE = TrainingSettings(learner="dqn", scenario=Scenario((12, 12), (16, 16)), features="released", reward="released",
@@ -56,7 +56,7 @@ ABLATION = {
     "features: current batch only": replace(DQN, features="current"),
     "features: with the cut": replace(DQN, features="cut"),
     "order: by gain": replace(DQN, order="gain"),
-    "always greedy": replace(DQN, epsilon=(0.0, 0.0), learning_starts=256),
+    "always greedy": replace(DQN, epsilon=(0.0, 0.0)),
     "one window": replace(DQN, fixed_windows=1),
     "the release as it stands": RELEASE,
     "PPO": PPO,
@@ -114,7 +114,7 @@ def ablation() -> Iterable[dict]:
             agent = trained(variant, replace(settings, seed=seed))
             last = agent.curve[-1]
             yield {"variant": variant, "seed": seed, **summary(evaluate_agent(agent, windows)["optimality"]),
-                   "decisions": last["decisions"], "episodes": last["episodes"], "train_s": agent.train_s}
+                   "decisions": last["decisions"], "episodes": last["episodes"]}
 
 
 def curves() -> Iterable[dict]:

@@ -1,7 +1,7 @@
 """The learners behind ``train_agent``: SB3's DQN with prioritized replay, and SB3's PPO."""
 
 import json
-import sys
+import os
 import time
 from pathlib import Path
 
@@ -51,10 +51,7 @@ class PrioritizedDQN(DQN):
         return action, state
 
     def _sample_action(self, learning_starts, action_noise=None, n_envs=1):
-        if self.num_timesteps < learning_starts:
-            action = self.rng.integers(self.action_space.n, size=n_envs)
-        else:
-            action, _ = self.predict(self._last_obs)
+        action, _ = self.predict(self._last_obs)  # no random warm-up: with epsilon 0 it is greedy from the first step
         return action, action
 
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
@@ -129,9 +126,14 @@ def run_training(settings: TrainingSettings, checkpoint, held_out: Windows | Non
     watch = _Watch(settings, env, held_out, looks, Path(checkpoint) if checkpoint else None, progress, stop_after)
     watch.resume(learner)
     remaining = settings.decisions - learner.num_timesteps
-    if remaining > 0:
-        learner.learn(remaining, callback=watch, log_interval=None, reset_num_timesteps=False)
-    watch.bar.close()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # networks this small are slower on several, and their sums differ
+    try:
+        if remaining > 0:
+            learner.learn(remaining, callback=watch, log_interval=None, reset_num_timesteps=False)
+    finally:
+        torch.set_num_threads(threads)
+        watch.bar.close()
     if watch.interrupted:
         return None
     if not watch.curve or watch.curve[-1]["decisions"] < learner.num_timesteps:
@@ -146,13 +148,14 @@ class _Watch(BaseCallback):
         super().__init__()
         self.settings, self.env, self.held_out, self.checkpoint = settings, env, held_out, checkpoint
         self.every, self.stop_after = settings.decisions / looks, stop_after
-        self.curve, self.next_look, self.before_s, self.start = [], self.every, 0.0, time.perf_counter()
+        self.curve, self.next_look, self.before_s, self.start = [], self.every, 0.0, time.process_time()
         self.interrupted = False
-        self.bar = tqdm(total=settings.decisions, disable=not progress, unit=" decisions", unit_scale=True,
-                        desc=f"training ({settings.learner})", file=sys.stdout, mininterval=1.0, leave=False)
+        quiet = not progress or bool(os.environ.get("TQDM_DISABLE"))
+        self.bar = tqdm(total=settings.decisions, disable=quiet or None, unit=" decisions", unit_scale=True,
+                        desc=f"training ({settings.learner})", leave=False)
 
     def seconds(self) -> float:
-        return self.before_s + time.perf_counter() - self.start
+        return self.before_s + time.process_time() - self.start
 
     def look(self, learner) -> None:
         agent = Agent(self.settings, network_weights(learner))

@@ -1,0 +1,80 @@
+"""Time to decide one window against its number of users, the agent beside the solvers; and decisions a second.
+
+Writes data/learning/decision_times.csv with its sidecar. Run on an otherwise idle machine:
+python benchmarks/decisions_per_second.py
+"""
+
+import csv
+import io
+import os
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np  # noqa: E402 - after the number of threads is set
+
+from splitpoint.files import data_path, write_atomically, write_meta  # noqa: E402
+from splitpoint.learning import Scenario, load_agent  # noqa: E402
+from splitpoint.offloading import sample_instance, solve  # noqa: E402
+
+USERS = (1, 2, 4, 8, 12, 16, 20)
+SLOWEST_S = 2.0
+METHODS = {
+    "exact": {"method": "exact"},
+    "greedy": {"method": "greedy"},
+    "agent": {"method": "agent"},
+    "genetic": {"method": "genetic"},
+    "MILP, tight": {"method": "milp"},
+    "MILP, GQAP-linearised": {"method": "milp", "formulation": "gqap", "time_limit_s": 10.0},
+}
+
+
+def best_of(function, repeats: int) -> float:
+    """Median seconds of a call, after one that is not counted."""
+    function()
+    spent = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        spent.append(time.perf_counter() - start)
+    return float(np.median(spent))
+
+
+def rows():
+    for label, options in METHODS.items():
+        for users in USERS:
+            seconds = []
+            for seed in range(3):
+                instance = sample_instance(users, 16, np.random.default_rng([seed, users]))
+                seconds.append(best_of(lambda: solve(instance, **options), 3 if "MILP" in label else 9))
+                yield {"label": label, "num_users": users, "seed": seed, "solve_s": f"{seconds[-1]:.3g}",
+                       "status": "ok"}
+                if seconds[-1] > SLOWEST_S:
+                    break
+            if np.median(seconds) > SLOWEST_S / 4:
+                break
+    agent = load_agent()
+    for users in USERS:
+        windows = Scenario((users, users), (16, 16)).sample(1000, np.random.default_rng(users))
+        yield {"label": "agent, 1000 windows at once", "num_users": users, "seed": 0,
+               "solve_s": f"{best_of(lambda: agent.decide(windows), 3) / 1000:.3g}", "status": "ok"}
+
+
+def main():
+    table = list(rows())
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    path = data_path("learning", "decision_times.csv")
+    write_atomically(path, text.getvalue().encode())
+    write_meta(path, kind="measured", command="python benchmarks/decisions_per_second.py", seed=0,
+               settings={"num_edge_gpus": 16, "repeats": "median of 9 (3 for programs), one thread"},
+               source="this project", licence="MIT")
+    for row in table:
+        if row["seed"] == 0:
+            print(f"{row['label']:30s} U={row['num_users']:3d}  {row['solve_s']} s")
+
+
+if __name__ == "__main__":
+    main()

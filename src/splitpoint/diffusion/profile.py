@@ -1,0 +1,431 @@
+"""Per-step denoising latency against batch size on the machine this runs on: ``python -m splitpoint.diffusion.profile``.
+
+Needs torch and diffusers only. A step is the model (with guidance: on a doubled batch, and the two halves combined) and
+the scheduler's update. Models are built from their published configurations with random weights: how long a step takes
+does not depend on the weights' values (notebook 01 shows it on the miniature).
+"""
+
+import argparse
+import csv
+import io
+import json
+import os
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm.auto import tqdm
+
+from splitpoint.files import data_path, device_name, write_atomically, write_meta
+
+MODES = ("eager", "channels_last", "compile", "cuda_graphs")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GPU_BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
+COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
+           "step_s", "model_flop", "peak_memory_bytes", "threads", "torch_version")
+OUT_OF_MEMORY = (torch.OutOfMemoryError,)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A denoising network by its published configuration.
+
+    Args:
+        model_class: diffusers class.
+        config: its arguments.
+        channels: of the latent.
+        size: height and width of the latent, in latent pixels.
+        context: tokens and width of the text embedding.
+        source: where the configuration is published.
+    """
+
+    model_class: type
+    config: dict
+    channels: int
+    size: int
+    context: tuple[int, int]
+    source: str
+
+
+SD15 = dict(sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
+            layers_per_block=2, cross_attention_dim=768, attention_head_dim=8)
+SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
+            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816)
+PIXART = dict(sample_size=64, num_layers=28, num_attention_heads=16, attention_head_dim=72, in_channels=4,
+              out_channels=8, patch_size=2, cross_attention_dim=1152, caption_channels=4096,
+              use_additional_conditions=False)
+
+
+def architectures() -> dict[str, Architecture]:
+    """The networks that can be profiled, by name; the miniature's configuration is read from its folder."""
+    found = {}
+    config_file = data_path("models", "mini", "unet", "config.json")
+    if config_file.exists():
+        config = {k: v for k, v in json.loads(config_file.read_text()).items() if not k.startswith("_")}
+        found["mini"] = Architecture(UNet2DConditionModel, config, config["in_channels"], config["sample_size"],
+                                     (16, config["cross_attention_dim"]), "this project, data/models/mini")
+    return found | {
+        "sd15": Architecture(UNet2DConditionModel, SD15, 4, 64, (77, 768), "stable-diffusion-v1-5, unet/config.json"),
+        "pixart": Architecture(PixArtTransformer2DModel, PIXART, 4, 64, (120, 4096),
+                               "PixArt-alpha/PixArt-XL-2-512x512, transformer/config.json"),
+        "sdxl": Architecture(UNet2DConditionModel, SDXL, 4, 128, (77, 2048),
+                             "stabilityai/stable-diffusion-xl-base-1.0, unet/config.json"),
+    }
+
+
+def build_model(architecture: Architecture, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+                ) -> torch.nn.Module:
+    """The network with small random weights, made on the device itself."""
+    with torch.device("meta"):
+        model = architecture.model_class(**architecture.config)
+    model = _cast(model, dtype).to_empty(device=device).eval().requires_grad_(False)
+    generator = torch.Generator(device=device).manual_seed(seed)
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point():
+            tensor.normal_(0.0, 0.02, generator=generator)
+    return model
+
+
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """To another number type, without diffusers' advice for trained weights."""
+    return torch.nn.Module.to(model, dtype)
+
+
+def model_flop(architecture: Architecture) -> int:
+    """Operations of one pass over one latent (a multiply-add counts two), counted by torch on shapes alone."""
+    with torch.device("meta"):
+        model = architecture.model_class(**architecture.config).eval()
+    inputs = _inputs(architecture, 1, torch.float32, "meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        _predict(model, architecture, *inputs)
+    return counter.get_total_flops()
+
+
+def _inputs(architecture: Architecture, batch: int, dtype: torch.dtype, device):
+    latents = torch.randn(batch, architecture.channels, architecture.size, architecture.size, device=device, dtype=dtype)
+    context = torch.randn(batch, *architecture.context, device=device, dtype=dtype)
+    return latents, torch.full((batch,), 500, device=device, dtype=torch.long), context
+
+
+def _predict(model, architecture: Architecture, latents, steps, context):
+    """The network's output, first ``channels`` channels (PixArt also predicts a variance)."""
+    if architecture.model_class is PixArtTransformer2DModel:
+        conditions = {"resolution": None, "aspect_ratio": None}
+        output = model(latents, encoder_hidden_states=context, timestep=steps, added_cond_kwargs=conditions,
+                       return_dict=False)[0]
+        return output[:, : architecture.channels]
+    conditions = None
+    if architecture.config.get("addition_embed_type") == "text_time":
+        conditions = {"text_embeds": context.new_zeros(len(latents), 1280),
+                      "time_ids": context.new_zeros(len(latents), 6)}
+    return model(latents, steps, context, added_cond_kwargs=conditions, return_dict=False)[0]
+
+
+class DenoisingStep:
+    """One denoising step of a network in a mode: ``prepare(batch)`` gives a call without arguments that runs it.
+
+    Args:
+        model: the network, on its device.
+        architecture: its Architecture.
+        mode: one of ``MODES``; ``compile`` and ``cuda_graphs`` imply channels-last for convolutional networks.
+        guidance: classifier-free guidance, which doubles the network's batch.
+    """
+
+    def __init__(self, model, architecture: Architecture, mode: str = "eager", guidance: bool = False):
+        self.architecture, self.mode, self.guidance = architecture, mode, guidance
+        parameter = next(model.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self.model = model.to(memory_format=torch.channels_last) if mode != "eager" else model
+        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+        self.scheduler.set_timesteps(50, device=self.device)
+        self.timestep = int(self.scheduler.timesteps[25])
+        self.predict = torch.compile(self._predict) if mode == "compile" else self._predict
+
+    def _predict(self, latents, steps, context):
+        if not self.guidance:
+            return _predict(self.model, self.architecture, latents, steps, context)
+        both = _predict(self.model, self.architecture, torch.cat([latents] * 2), torch.cat([steps] * 2),
+                        torch.cat([context] * 2))
+        without, with_prompt = both.chunk(2)
+        return without + 7.5 * (with_prompt - without)
+
+    def prepare(self, batch: int) -> Callable[[], None]:
+        latents, steps, context = _inputs(self.architecture, batch, self.dtype, self.device)
+        if self.mode != "eager":
+            latents = latents.to(memory_format=torch.channels_last)
+
+        def run():
+            prediction = self.predict(latents, steps, context)
+            self.scheduler.step(prediction, self.timestep, latents)
+
+        return self._captured(run) if self.mode == "cuda_graphs" else run
+
+    def _captured(self, run):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=getattr(self, "pool", None)):
+            run()
+        self.pool = graph.pool()
+        return graph.replay
+
+
+def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[int], repeats: int = 20,
+            warmups: int = 3, device: torch.device | str = "cpu", seed: int = 0, progress: bool = False) -> list[dict]:
+    """Time steps, batch sizes interleaved in a new random order each round so that a drifting clock biases none.
+
+    Args:
+        prepare: batch size in, call without arguments out.
+        batch_sizes: ascending; a size that does not fit in memory is reported as such and ends the curve.
+        repeats: timed steps of each size.
+        warmups: untimed steps of each size before.
+        device: where the steps run.
+        seed: of the order.
+
+    Returns:
+        Rows with ``batch_size, repeat, status, step_s, peak_memory_bytes``.
+    """
+    device, runs, rows, peak = torch.device(device), {}, [], {}
+    for batch in batch_sizes:
+        try:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            run = prepare(batch)
+            for _ in range(warmups):
+                run()
+            synchronize(device)
+        except OUT_OF_MEMORY:
+            rows.append(dict(batch_size=batch, repeat=0, status="out_of_memory", step_s="", peak_memory_bytes=""))
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            break
+        runs[batch] = run
+        peak[batch] = torch.cuda.max_memory_allocated() if device.type == "cuda" else ""
+    order = random.Random(seed)
+    for repeat in tqdm(range(repeats), disable=not progress or "TQDM_DISABLE" in os.environ, leave=False):
+        for batch in order.sample(sorted(runs), len(runs)):
+            rows.append(dict(batch_size=batch, repeat=repeat, status="ok", step_s=time_once(runs[batch], device),
+                             peak_memory_bytes=peak[batch]))
+    return rows
+
+
+def time_once(run: Callable[[], None], device: torch.device) -> float:
+    """Seconds of one call: device events on CUDA, the wall clock between two synchronisations elsewhere."""
+    if device.type == "cuda":
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1000
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def best_device() -> str:
+    """``cuda``, else ``mps``, else ``cpu``."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def profile_step_latency(architecture: str = "mini", batch_sizes: Sequence[int] = (1, 2, 4, 8, 16), dtype: str = "fp32",
+                         mode: str = "eager", guidance: bool = False, repeats: int = 20, warmups: int = 3,
+                         device: str | None = None, model: torch.nn.Module | None = None, seed: int = 0,
+                         progress: bool = False):
+    """Measure one denoising step against batch size on this machine.
+
+    Args:
+        architecture: one of ``architectures()``.
+        batch_sizes: whole numbers from 1 up.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+        mode: ``eager``, ``channels_last``, ``compile`` or (CUDA only) ``cuda_graphs``.
+        guidance: classifier-free guidance.
+        repeats, warmups: timed and untimed steps of each size.
+        device: ``cuda``, ``mps`` or ``cpu``; the best there is if left out.
+        model: a network of that architecture to use instead of random weights.
+        seed: of weights and order.
+
+    Returns:
+        pandas DataFrame, one row a repeat, columns ``COLUMNS``; ``step_s`` in seconds, ``model_flop`` per step.
+
+    Raises:
+        ValueError: for an unknown name or a number outside its range.
+    """
+    import pandas as pd
+
+    device = device or best_device()
+    rows = _profile(Setting(architecture, dtype, mode, guidance, tuple(batch_sizes), repeats, warmups), device, model,
+                    seed, progress)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.assign(step_s=pd.to_numeric(table["step_s"]), peak_memory_bytes=pd.to_numeric(table["peak_memory_bytes"]))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One curve to measure."""
+
+    architecture: str
+    dtype: str
+    mode: str
+    guidance: bool
+    batch_sizes: tuple[int, ...]
+    repeats: int = 20
+    warmups: int = 3
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.architecture, self.dtype, self.mode, str(self.guidance)
+
+
+def _check(setting: Setting, device: str) -> None:
+    for name, value, choices in (("architecture", setting.architecture, architectures()),
+                                 ("dtype", setting.dtype, DTYPES), ("mode", setting.mode, MODES)):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is unknown; there are: {', '.join(choices)}")
+    if setting.mode == "cuda_graphs" and device != "cuda":
+        raise ValueError(f"mode='cuda_graphs' needs device='cuda', not {device!r}")
+    if not setting.batch_sizes or any(int(b) != b or b < 1 for b in setting.batch_sizes):
+        raise ValueError(f"batch_sizes={setting.batch_sizes!r} must be whole numbers in [1, inf)")
+    for name, low in (("repeats", 1), ("warmups", 0)):
+        if getattr(setting, name) < low:
+            raise ValueError(f"{name}={getattr(setting, name)!r} is outside [{low}, inf)")
+
+
+def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress: bool = False) -> list[dict]:
+    _check(setting, device)
+    architecture = architectures()[setting.architecture]
+    if model is None:
+        model = build_model(architecture, DTYPES[setting.dtype], device, seed)
+    else:
+        model = _cast(model, DTYPES[setting.dtype]).to(device)
+    step = DenoisingStep(model, architecture, setting.mode, setting.guidance)
+    flop = model_flop(architecture) * (2 if setting.guidance else 1)
+    with torch.inference_mode() if setting.mode != "compile" else torch.no_grad():
+        rows = measure(step.prepare, sorted(setting.batch_sizes), setting.repeats, setting.warmups, device, seed, progress)
+    name = torch.cuda.get_device_name() if device == "cuda" else device_name()
+    common = dict(device=name, device_type=device, architecture=setting.architecture, dtype=setting.dtype,
+                  mode=setting.mode, guidance=setting.guidance, threads=torch.get_num_threads(),
+                  torch_version=torch.__version__)
+    return [common | row | {"model_flop": flop * row["batch_size"]} for row in rows]
+
+
+def measure_matrix_rate(dtype: str, device: str, size: int | None = None) -> float:
+    """Operations a second of a large square matrix product, median of ten after three warm-ups."""
+    size = size or (8192 if device == "cuda" else 2048)
+    a, b = (torch.randn(size, size, device=device, dtype=DTYPES[dtype]) for _ in range(2))
+    rows = measure(lambda _: lambda: a @ b, [1], repeats=10, device=device)
+    return 2 * size**3 / statistics.median(row["step_s"] for row in rows)
+
+
+def default_settings(device: str) -> list[Setting]:
+    """What the script measures, most wanted first."""
+    have = architectures()
+    if device != "cuda":
+        small = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
+        plan = [Setting("mini", "fp32", "channels_last", True, small), Setting("mini", "bf16", "channels_last", True, small),
+                Setting("mini", "fp32", "eager", True, small), Setting("mini", "fp32", "channels_last", False, small),
+                Setting("mini", "fp32", "compile", True, small), Setting("mini", "bf16", "compile", True, small),
+                Setting("mini", "bf16", "eager", True, small),
+                Setting("sd15", "bf16", "channels_last", False, (1, 2, 4), 20, 1),
+                Setting("sd15", "fp32", "channels_last", False, (1, 2), 20, 1)]
+        return [s for s in plan if s.architecture in have]
+    plan = [Setting("sd15", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "channels_last", "cuda_graphs", "compile")]
+    plan += [Setting("mini", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "cuda_graphs", "compile")]
+    plan += [Setting(name, "bf16", mode, True, GPU_BATCHES) for name in ("sdxl", "pixart") for mode in ("eager", "cuda_graphs")]
+    plan += [Setting("sd15", "bf16", "cuda_graphs", False, GPU_BATCHES), Setting("sd15", "fp32", "eager", True, GPU_BATCHES),
+             Setting("sd15", "fp32", "cuda_graphs", True, GPU_BATCHES), Setting("mini", "fp32", "eager", True, GPU_BATCHES),
+             Setting("sd15", "fp32", "compile", True, GPU_BATCHES), Setting("pixart", "bf16", "compile", True, GPU_BATCHES),
+             Setting("sdxl", "bf16", "compile", True, GPU_BATCHES)]
+    return [s for s in plan if s.architecture in have]
+
+
+def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, settings: Sequence[Setting] | None = None,
+                seed: int = 0) -> None:
+    """Measure all settings that fit the budget into one file; finished curves are kept and not measured again.
+
+    Args:
+        out: CSV file; beside it comes its sidecar with the machine's matrix rates.
+        device: the best there is if left out.
+        budget_s: no new curve is begun after so many seconds.
+        settings: curves; ``default_settings(device)`` if left out.
+    """
+    device, out, start = device or best_device(), Path(out), time.perf_counter()
+    settings = list(default_settings(device) if settings is None else settings)
+    for setting in settings:
+        _check(setting, device)
+    rows = list(csv.DictReader(out.open())) if out.exists() else []
+    done = {(r["architecture"], r["dtype"], r["mode"], r["guidance"]) for r in rows}
+    waiting = [s for s in settings if s.key not in done]
+    for number, setting in enumerate(waiting, 1):
+        if time.perf_counter() - start > budget_s:
+            print(f"budget of {budget_s:.0f} s used: {len(waiting) - number + 1} curves left for another run", flush=True)
+            break
+        print(f"[{number}/{len(waiting)}] {' '.join(setting.key[:3])} guidance={setting.guidance} …", end="", flush=True)
+        began = time.perf_counter()
+        try:
+            rows += _profile(setting, device, seed=seed)
+        except (RuntimeError, NotImplementedError) as error:  # a mode that this machine lacks, for instance no compiler
+            print(f" not available here ({str(error).splitlines()[0][:90]})", flush=True)
+            continue
+        finally:
+            torch.compiler.reset()
+            if device == "cuda":
+                torch.cuda.empty_cache()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(out, text.getvalue().encode())
+        print(f" {time.perf_counter() - began:.0f} s", flush=True)
+    if out.exists():
+        rates = {name: measure_matrix_rate(name, device) for name in ("fp32", "bf16")}
+        write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {out.name}", seed=seed,
+                   device=torch.cuda.get_device_name() if device == "cuda" else device_name(),
+                   settings={"curves": [asdict(s) for s in settings], "matrix_rate_flop_per_s": rates,
+                             "tf32_allowed": torch.backends.cuda.matmul.allow_tf32})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure denoising latency on this machine.")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file; run again to continue")
+    parser.add_argument("--device", choices=("cuda", "mps", "cpu"))
+    parser.add_argument("--budget-seconds", type=float, default=480.0)
+    parser.add_argument("--only", nargs="*", default=[], help="architectures, all if left out")
+    arguments = parser.parse_args()
+    if sys.platform == "darwin":
+        os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    device = arguments.device or best_device()
+    settings = [s for s in default_settings(device) if not arguments.only or s.architecture in arguments.only]
+    run_profile(arguments.out, device, arguments.budget_seconds, settings)
+
+
+if __name__ == "__main__":
+    main()

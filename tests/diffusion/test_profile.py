@@ -1,0 +1,152 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from splitpoint.diffusion import profile
+from splitpoint.files import read_meta
+
+TINY = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+            cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    architecture = profile.Architecture(profile.UNet2DConditionModel, TINY, 4, 8, (5, 8), "made up for this test")
+    monkeypatch.setattr(profile, "architectures", lambda: {"tiny": architecture})
+    return architecture
+
+
+class CountedStep:
+    """A step that only counts its calls, and runs out of memory from a batch size on."""
+
+    def __init__(self, full_at=10**9):
+        self.calls, self.order, self.full_at = {}, [], full_at
+
+    def __call__(self, batch):
+        def run():
+            if batch >= self.full_at:
+                raise torch.OutOfMemoryError("full")
+            self.calls[batch] = self.calls.get(batch, 0) + 1
+            self.order.append(batch)
+        return run
+
+
+def test_every_size_is_warmed_up_and_repeated():
+    step = CountedStep()
+    rows = profile.measure(step, [1, 2, 4], repeats=5, warmups=3)
+    assert step.calls == {1: 8, 2: 8, 4: 8}
+    assert len(rows) == 15 and all(row["step_s"] > 0 for row in rows)
+    assert {(r["batch_size"], r["repeat"]) for r in rows} == {(b, r) for b in (1, 2, 4) for r in range(5)}
+
+
+def test_sizes_are_interleaved_in_a_seeded_order():
+    first, again, other = CountedStep(), CountedStep(), CountedStep()
+    for step, seed in ((first, 0), (again, 0), (other, 1)):
+        profile.measure(step, [1, 2, 4, 8], repeats=6, warmups=0, seed=seed)
+    rounds = [first.order[i:i + 4] for i in range(0, 24, 4)]
+    assert all(sorted(r) == [1, 2, 4, 8] for r in rounds) and len({tuple(r) for r in rounds}) > 1
+    assert first.order == again.order != other.order
+
+
+def test_out_of_memory_ends_the_curve_and_is_reported():
+    rows = profile.measure(CountedStep(full_at=4), [1, 2, 4, 8], repeats=2)
+    assert {r["batch_size"] for r in rows if r["status"] == "ok"} == {1, 2}
+    assert [r["batch_size"] for r in rows if r["status"] == "out_of_memory"] == [4]
+
+
+def test_table_has_the_documented_columns(tiny):
+    table = profile.profile_step_latency("tiny", [1, 3], dtype="bf16", mode="channels_last", guidance=True, repeats=2,
+                                         device="cpu")
+    assert tuple(table.columns) == profile.COLUMNS and len(table) == 4
+    assert (table.step_s > 0).all() and table.status.eq("ok").all()
+    flop = table.groupby("batch_size").model_flop.first()
+    assert flop[3] == 3 * flop[1] == 3 * 2 * profile.model_flop(tiny)
+
+
+def test_operations_are_counted_as_by_hand():
+    """One linear layer more in the time embedding than without: 2 * in * out operations, on shapes alone."""
+    config = dict(TINY, time_embedding_dim=32)
+    wider = dict(TINY, time_embedding_dim=64)
+    flops = [profile.model_flop(profile.Architecture(profile.UNet2DConditionModel, c, 4, 8, (5, 8), ""))
+             for c in (config, wider)]
+    resnets = [m for m in profile.UNet2DConditionModel(**config).modules() if type(m).__name__ == "ResnetBlock2D"]
+    added = 2 * 8 * 32 + 2 * (64 * 64 - 32 * 32) + sum(2 * 32 * m.time_emb_proj.out_features for m in resnets)
+    assert flops[1] - flops[0] == added
+
+
+def test_guidance_is_the_models_answer_to_both_halves(tiny):
+    model = profile.build_model(tiny, torch.float32, "cpu")
+    inputs = profile._inputs(tiny, 2, torch.float32, "cpu")
+    plain = profile.DenoisingStep(model, tiny)._predict(*inputs)
+    guided = profile.DenoisingStep(model, tiny, guidance=True)._predict(*inputs)
+    torch.testing.assert_close(plain, guided, rtol=1e-4, atol=1e-5)  # same prompt twice: guidance changes nothing
+    assert torch.isfinite(plain).all() and plain.std() > 0
+
+
+def test_an_interrupted_profile_continues_and_keeps_what_it_has(tiny, tmp_path, monkeypatch):
+    settings = [profile.Setting("tiny", "fp32", mode, False, (1, 2), 2, 0) for mode in ("eager", "channels_last")]
+    monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
+    out, real = tmp_path / "machine.csv", profile._profile
+
+    def cut_off(setting, *rest, **more):
+        if setting.mode == "channels_last":
+            raise KeyboardInterrupt
+        return real(setting, *rest, **more)
+
+    monkeypatch.setattr(profile, "_profile", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        profile.run_profile(out, "cpu", settings=settings)
+    first = list(csv.DictReader(out.open()))
+    monkeypatch.setattr(profile, "_profile", real)
+    profile.run_profile(out, "cpu", settings=settings)
+    rows = list(csv.DictReader(out.open()))
+    assert rows[:4] == first and len(rows) == 8
+    assert read_meta(out)["kind"] == "measured" and read_meta(out)["settings"]["matrix_rate_flop_per_s"]["fp32"] == 1e9
+
+
+def test_the_budget_leaves_curves_for_another_run(tiny, tmp_path, capsys):
+    settings = [profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)]
+    profile.run_profile(tmp_path / "machine.csv", "cpu", budget_s=-1, settings=settings)
+    assert "1 curves left" in capsys.readouterr().out and not (tmp_path / "machine.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart"])
+def test_published_configurations_build(name):
+    """Parameter counts as the models' cards state them."""
+    architecture = profile.architectures()[name]
+    with torch.device("meta"):
+        model = architecture.model_class(**architecture.config)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    assert count == pytest.approx({"sd15": 860, "sdxl": 2567, "pixart": 611}[name], rel=0.01)
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(architecture="vgg"), "architecture='vgg' is unknown; there are: tiny"),
+    (dict(dtype="int8"), "dtype='int8'"), (dict(mode="magic"), "mode='magic'"),
+    (dict(mode="cuda_graphs"), "needs device='cuda'"), (dict(batch_sizes=[]), "batch_sizes"),
+    (dict(batch_sizes=[0]), "whole numbers in"), (dict(repeats=0), "repeats=0"), (dict(warmups=-1), "warmups=-1"),
+])
+def test_bad_input_is_refused(tiny, change, message):
+    with pytest.raises(ValueError, match=message):
+        profile.profile_step_latency(**(dict(architecture="tiny", device="cpu") | change))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", profile.MODES)
+def test_every_mode_on_a_gpu(tiny, mode):
+    table = profile.profile_step_latency("tiny", [1, 2], dtype="bf16", mode=mode, guidance=True, repeats=3, device="cuda")
+    assert (table.step_s > 0).all() and (table.peak_memory_bytes > 0).all()
+
+
+def test_sidecars_are_json_without_host_names(tiny, tmp_path, monkeypatch):
+    import socket
+    monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
+    profile.run_profile(tmp_path / "m.csv", "cpu", settings=[profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)])
+    text = (tmp_path / "m.csv.meta.json").read_text()
+    assert json.loads(text)["device"] and socket.gethostname() not in text and str(tmp_path) not in text
+    assert np.isfinite(float(next(csv.DictReader((tmp_path / "m.csv").open()))["step_s"]))

@@ -1,0 +1,65 @@
+"""What the tests hand in: the source solutions, stubs, and wrong answers with the test cells that must catch them."""
+
+import ast
+import re
+
+#: assignment, name of the mistake, cell that holds it, text in the source solution, what is handed in instead, cells lost
+WRONG = [
+    ("ps1", "warm-up counted among the repeats", "ps1_time_step",
+     "    for _ in range(warmup):\n        step(batch_size)\n    seconds = []\n    for _ in range(repeats):",
+     "    seconds = []\n    for _ in range(repeats):", {"ps1_time_step_test"}),
+    ("ps1", "off by one in the number of repeats", "ps1_time_step", "range(repeats)", "range(repeats - 1)",
+     {"ps1_time_step_test"}),
+    ("ps1", "one order for all rounds", "ps1_order", "[rng.permutation(batch_sizes) for _ in range(rounds)]",
+     "[rng.permutation(batch_sizes)] * rounds", {"ps1_order_test"}),
+    ("ps1", "the visible line hard-coded", "ps1_fit", "return k, h", "return 0.2, 0.3", {"ps1_fit_test"}),
+    ("ps1", "normal quantile instead of Student's", "ps1_intervals", "stats.t.ppf((1 + confidence) / 2, len(batch) - 2)",
+     "stats.norm.ppf((1 + confidence) / 2)", {"ps1_intervals_test"}),
+    ("ps1", "looks upwards only", "ps1_fails", "abs(median - line.step_latency_s(size))",
+     "(median - line.step_latency_s(size))", {"ps1_fails_test"}),
+    ("ps1", "the visible failure hard-coded", "ps1_fails", "    return None", "    return 16", {"ps1_fails_test"}),
+    ("ps2", "cost added instead of subtracted", "ps2_objective", "- saving_s * n", "+ saving_s * n",
+     {"ps2_objective_test"}),
+    ("ps2", "concave everywhere", "ps2_curvature", "return low >= midpoint", "return low > 50", {"ps2_is_concave_test"}),
+    ("ps2", "minimum instead of maximum", "ps2_best_split", "accuracy = (1 + np.sqrt", "accuracy = (1 - np.sqrt",
+     {"ps2_interior_test", "ps2_edges_test"}),
+    ("ps2", "off by one in the step count", "ps2_best_split", "high = parameters.min_split, parameters.num_steps",
+     "high = parameters.min_split, parameters.num_steps - 1", {"ps2_edges_test"}),
+    ("ps2", "the visible split hard-coded", "ps2_best_split", "split = np.clip(b + np.log(accuracy / (1 - accuracy)) / a, low, high)",
+     "split = np.full(r.shape, 115.21)", {"ps2_interior_test", "ps2_edges_test"}),
+    ("ps2", "rounded to the nearest step", "ps2_whole", "return np.where(u_up > u_down, up, down)", "return np.round(split)",
+     {"ps2_whole_test"}),
+    ("ps2", "batch off by one", "ps2_savings", "np.asarray(batch_sizes)[:, None]", "(np.asarray(batch_sizes)[:, None] - 1)",
+     {"ps2_savings_test"}),
+    ("ps3", "hand-over paid once for the batch", "ps3_utility", "p.transfer_s_per_user * batch, 0)",
+     "p.transfer_s_per_user, 0)", {"ps3_utility_test"}),
+    ("ps3", "off by one in the step count", "ps3_utility", "(p.num_steps - split_points)", "(p.num_steps - split_points + 1)",
+     {"ps3_utility_test"}),
+    ("ps3", "batch off by one", "ps3_gains", "np.arange(1, instance.largest_batch + 1)", "np.arange(instance.largest_batch)",
+     {"ps3_gains_test"}),
+    ("ps3", "smallest gains instead of largest", "ps3_best_set", "np.argsort(-row)", "np.argsort(row)", {"ps3_best_set_test"}),
+    ("ps3", "greedy instead of exact", "ps3_best_set", "            best = row[chosen].sum()",
+     "            if granted.sum() < batch - 1:\n                break\n            best = row[chosen].sum()",
+     {"ps3_best_set_test"}),
+    ("ps3", "the visible set hard-coded", "ps3_best_set", "    return granted, best",
+     "    return np.arange(gains.shape[1]) < 2, 6.0", {"ps3_best_set_test"}),
+    ("ps3", "two batch sizes at once", "ps3_milp", "cp.sum(z) <= 1", "cp.sum(z) <= 2", {"ps3_milp_test"}),
+    ("ps3", "an instance on which greedy is optimal", "ps3_greedy", "device = 0.155", "device = 0.17", {"ps3_greedy_test"}),
+]
+
+
+def wrong_cell(solution: str, right: str, wrong: str) -> str:
+    """A solution cell with one mistake in it."""
+    assert solution.count(right) == 1, f"the source solution no longer holds {right!r} once"
+    return solution.replace(right, wrong)
+
+
+def stub_cell(solution: str) -> str:
+    """The same functions, returning None."""
+    functions = [node for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)]
+    return "\n".join(f"def {f.name}({ast.unparse(f.args)}):\n    return None\n" for f in functions)
+
+
+def without_markers(solution: str) -> str:
+    """A source solution as a student would write it."""
+    return re.sub(r"^ *### (BEGIN|END) SOLUTION\n?", "", solution, flags=re.MULTILINE)

@@ -1,0 +1,186 @@
+"""Grading works: full marks for the source, none for the release, and each mistake costs what it should."""
+
+import copy
+import importlib.util
+import re
+import shutil
+
+import nbformat
+import pytest
+
+from splitpoint.files import project_root
+
+pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e '.[assignments]'")
+
+from nbgrader import utils  # noqa: E402
+from nbgrader.nbgraderformat import MetadataValidator, ValidationError  # noqa: E402
+
+from tests.assignments import light  # noqa: E402
+from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell  # noqa: E402
+
+pytestmark = [pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
+              pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")]
+COURSE = project_root() / "notebooks" / "assignments"
+NAMES = sorted(path.name for path in COURSE.joinpath("source").iterdir() if path.is_dir())
+SEEDS = (2026, 31)
+
+_specification = importlib.util.spec_from_file_location("grade", COURSE / "grade.py")
+grade = importlib.util.module_from_spec(_specification)
+_specification.loader.exec_module(grade)
+
+
+def source(name: str, seed: int = SEEDS[0]) -> nbformat.NotebookNode:
+    """Header and assignment in one, as nbgrader joins them."""
+    header = nbformat.read(COURSE / "source" / "header.ipynb", as_version=4)
+    settings = next(cell for cell in header.cells if "nbgrader" in cell.metadata)
+    settings.source, changes = re.subn(r"^SEED = \d+", f"SEED = {seed}", settings.source)
+    assert changes == 1, "the course's seed is set in header.ipynb"
+    notebook = nbformat.read(COURSE / "source" / name / f"{name}.ipynb", as_version=4)
+    notebook.cells = header.cells + notebook.cells
+    return notebook
+
+
+def cells_by_id(notebook: nbformat.NotebookNode) -> dict[str, nbformat.NotebookNode]:
+    return {cell.metadata.nbgrader.grade_id: cell for cell in notebook.cells if "nbgrader" in cell.metadata}
+
+
+def points_of(notebook: nbformat.NotebookNode) -> dict[str, float]:
+    return {name: cell.metadata.nbgrader.points for name, cell in cells_by_id(notebook).items()
+            if utils.is_grade(cell) and not utils.is_solution(cell)}
+
+
+@pytest.fixture(scope="session")
+def course(tmp_path_factory):
+    """A course folder of its own, released."""
+    folder = tmp_path_factory.mktemp("course")
+    shutil.copytree(COURSE / "source", folder / "source")
+    shutil.copy(COURSE / "nbgrader_config.py", folder)
+    grade.release(folder)
+    return folder
+
+
+def released(course, name: str) -> nbformat.NotebookNode:
+    return nbformat.read(course / "release" / name / f"{name}.ipynb", as_version=4)
+
+
+def hand_in(course, student: str, name: str, notebook: nbformat.NotebookNode) -> None:
+    path = course / "submitted" / student / name / f"{name}.ipynb"
+    path.parent.mkdir(parents=True)
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_conventions(name):
+    notebook = source(name)
+    ids = [cell.metadata.nbgrader.grade_id for cell in notebook.cells if "nbgrader" in cell.metadata]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch(rf"({name}|course)_[a-z_]+", i) for i in ids)
+    MetadataValidator().validate_nb(notebook)
+    kinds = []
+    for cell in notebook.cells:
+        assert cell.metadata.get("nbgrader", {}).get("schema_version", 3) == 3
+        assert not (cell.cell_type == "code" and re.search(r"^\s*[%!]", cell.source, re.MULTILINE)), "a magic"
+        assert not cell.get("outputs")
+        if cell.cell_type == "code":
+            kinds.append("try" if "nbgrader" not in cell.metadata else "task" if utils.is_solution(cell) else "other")
+    assert all(after == "try" for kind, after in zip(kinds, kinds[1:]) if kind == "task"), "a try-it cell after every task"
+    graded = [cell for cell in cells_by_id(notebook).values() if utils.is_grade(cell)]
+    assert sum(cell.metadata.nbgrader.points for cell in graded) == 20
+    questions = [cell for cell in graded if cell.cell_type == "markdown"]
+    assert len(questions) == 2 and sum("*Rubric:" in c.source for c in notebook.cells) == 2
+    assert all("### BEGIN HIDDEN TESTS" in cell.source for cell in graded if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("name, seed", [(name, seed) for name in NAMES for seed in SEEDS])
+def test_source_solution_gets_full_marks(name, seed):
+    notebook = source(name, seed)
+    assert light.scores(notebook, {}) == points_of(notebook)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stubs_get_nothing(name):
+    notebook = source(name)
+    stubs = {i: stub_cell(cell.source) for i, cell in cells_by_id(notebook).items()
+             if utils.is_solution(cell) and cell.cell_type == "code"}
+    assert set(light.scores(notebook, stubs).values()) == {0}
+
+
+@pytest.mark.parametrize("name, mistake, cell, right, wrong, lost", WRONG, ids=[f"{w[0]}-{w[1]}" for w in WRONG])
+def test_wrong_submission_loses_exactly(name, mistake, cell, right, wrong, lost):
+    notebook = source(name)
+    answer = wrong_cell(cells_by_id(notebook)[cell].source, right, wrong)
+    expected = {test: 0 if test in lost else points for test, points in points_of(notebook).items()}
+    assert light.scores(notebook, {cell: answer}) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_release_gives_nothing_away(course, name):
+    texts = "\n".join(cell.source for cell in released(course, name).cells)
+    assert "SOLUTION" not in texts and "HIDDEN" not in texts
+    for grade_id, cell in cells_by_id(source(name)).items():
+        if utils.is_solution(cell):
+            stub = cells_by_id(released(course, name))[grade_id].source
+            assert ("YOUR CODE HERE" if cell.cell_type == "code" else "YOUR ANSWER HERE") in stub
+        elif utils.is_grade(cell):
+            hidden = cell.source.split("### BEGIN HIDDEN TESTS\n")[1].split("### END")[0].strip()
+            assert hidden not in texts
+
+
+def solved(course, name: str) -> nbformat.NotebookNode:
+    """The release, filled in with the source solutions."""
+    notebook, solutions = released(course, name), cells_by_id(source(name))
+    for grade_id, cell in cells_by_id(notebook).items():
+        if utils.is_solution(cell):
+            cell.source = without_markers(solutions[grade_id].source)
+    return notebook
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_untouched_release_gets_zero(course, name):
+    """Test cells as in the source, solution cells as released; nbgrader itself gives open questions zero, if untouched."""
+    notebook, empty = source(name), cells_by_id(released(course, name))
+    stubs = {i: cell.source for i, cell in empty.items() if utils.is_solution(cell) and cell.cell_type == "code"}
+    assert set(light.scores(notebook, stubs).values()) == {0}
+    assert all(utils.determine_grade(cell)[0] == 0 for cell in empty.values()
+               if utils.is_grade(cell) and utils.is_solution(cell))
+
+
+def test_through_nbgrader(course, capsys):
+    """Full marks for every source solution; copied, deleted and changed test cells and a broken file are reported."""
+    for name in NAMES:
+        hand_in(course, "solver", name, solved(course, name))
+    hand_in(course, "untouched", "ps2", released(course, "ps2"))
+    tampered, copied = solved(course, "ps2"), solved(course, "ps2")
+    places = {c.metadata.nbgrader.grade_id: i for i, c in enumerate(copied.cells) if "nbgrader" in c.metadata}
+    twin = copy.deepcopy(copied.cells[places["ps2_whole_test"]])
+    twin.update(id="twin", source="pass")
+    copied.cells.insert(places["ps2_whole_test"] + 1, twin)
+    with pytest.raises(ValidationError, match="Duplicate grade id: ps2_whole_test"):
+        MetadataValidator().validate_nb(copied)
+    cells_by_id(tampered)["ps2_whole"].source = "def whole_steps(*_):\n    return 0"
+    cells_by_id(tampered)["ps2_savings"].source = "def step_savings(*_):\n    return 0"
+    tampered.cells[places["ps2_savings_test"]].source = "pass"
+    del tampered.cells[places["ps2_whole_test"]]
+    hand_in(course, "copied", "ps2", copied)
+    hand_in(course, "tampered", "ps2", tampered)
+    course.joinpath("submitted", "broken", "ps2").mkdir(parents=True)
+    course.joinpath("submitted", "broken", "ps2", "ps2.ipynb").write_text("not a notebook")
+
+    table = grade.grade([], course)
+    for name in NAMES:
+        row, notebook = table["solver", name], source(name)
+        unread = {i: None for i, c in cells_by_id(notebook).items() if utils.is_grade(c) and utils.is_solution(c)}
+        assert row["faults"] == [] and row["cells"] == {**points_of(notebook), **unread}
+        assert (row["score"], row["to_read"], row["max_score"]) == (16, 4, 20)
+        assert (course / "feedback" / "solver" / name / f"{name}.html").exists()
+    scores = {student: row["score"] for (student, _), row in table.items() if student != "solver"}
+    assert scores == {"untouched": 0, "copied": 16, "tampered": 16 - 3 - 2, "broken": None}
+    printed = capsys.readouterr().out
+    for line in ("copied, ps2: nbgrader's validation: Duplicate grade id: ps2_whole_test",
+                 "copied, ps2: test cell ps2_whole_test is there 2 times; only the last one counts",
+                 "tampered, ps2: test cell ps2_whole_test is missing; it was put back",
+                 "tampered, ps2: locked cell ps2_savings_test was changed; the original was put back",
+                 "broken, ps2: not graded:"):
+        assert line in printed
+    grade.print_table(table, course / "feedback" / "scores.csv")
+    assert "not graded" in capsys.readouterr().out
+    assert "tampered,ps2,ps2_whole_test,0" in (course / "feedback" / "scores.csv").read_text()

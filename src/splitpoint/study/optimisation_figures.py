@@ -105,7 +105,7 @@ def gain_map(instance: Instance, sets: dict[str, np.ndarray] | None = None, ax: 
     sizes = np.arange(1, instance.largest_batch + 1)
     gains, _ = grant_gains(instance, sizes)
     ax = ax or plt.subplots(figsize=(0.62 * instance.num_users + 2.2, 0.34 * len(sizes) + 1.6))[1]
-    sns.heatmap(gains.round(2) + 0.0, center=0, cmap="RdBu", annot=True, fmt=".0f" if np.ptp(gains) > 30 else ".1f", ax=ax,
+    sns.heatmap(gains.round(1) + 0.0, center=0, cmap="RdBu", annot=True, fmt=".1f", ax=ax,
                 annot_kws={"size": 7}, xticklabels=range(instance.num_users), yticklabels=sizes, linewidths=0.5,
                 cbar_kws={"label": "gain (s)"})
     top = {"largest gains of the row": None}
@@ -132,9 +132,9 @@ def shortfall_curves(table: pd.DataFrame, methods: Sequence[str], ax: plt.Axes |
         share = 1 - np.arange(len(missed)) / len(missed)
         shown = missed > 1e-6
         ax.step(missed[shown], share[shown], where="post", color=colour, ls=line, marker=marker,
-                markevery=max(1, int(shown.sum()) // 6), label=label, lw=1.5, markeredgecolor="black",
-                markeredgewidth=0.4)
+                markevery=max(1, int(shown.sum()) // 6), lw=1.5, markeredgecolor="black",
+                markeredgewidth=0.4, label=label if shown.any() else f"{label} (none)")
     ax.set(xscale="log", yscale="log", xlabel="missed share of the possible gain",
            ylabel="share of windows that miss more", ylim=(None, 1.3))
-    ax.legend(loc="lower left")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

@@ -23,13 +23,13 @@ def tiny(monkeypatch):
 class CountedStep:
     """A step that only counts its calls, and runs out of memory from a batch size on."""
 
-    def __init__(self, full_at=10**9):
-        self.calls, self.order, self.full_at = {}, [], full_at
+    def __init__(self, full_at=10**9, error=torch.OutOfMemoryError("full")):
+        self.calls, self.order, self.full_at, self.error = {}, [], full_at, error
 
     def __call__(self, batch):
         def run():
             if batch >= self.full_at:
-                raise torch.OutOfMemoryError("full")
+                raise self.error
             self.calls[batch] = self.calls.get(batch, 0) + 1
             self.order.append(batch)
         return run
@@ -52,10 +52,17 @@ def test_sizes_are_interleaved_in_a_seeded_order():
     assert first.order == again.order != other.order
 
 
-def test_out_of_memory_ends_the_curve_and_is_reported():
-    rows = profile.measure(CountedStep(full_at=4), [1, 2, 4, 8], repeats=2)
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"),
+                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate …")])
+def test_out_of_memory_ends_the_curve_and_is_reported(error):
+    rows = profile.measure(CountedStep(full_at=4, error=error), [1, 2, 4, 8], repeats=2)
     assert {r["batch_size"] for r in rows if r["status"] == "ok"} == {1, 2}
     assert [r["batch_size"] for r in rows if r["status"] == "out_of_memory"] == [4]
+
+
+def test_other_failures_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="broken"):
+        profile.measure(CountedStep(full_at=4, error=RuntimeError("broken")), [1, 2, 4], repeats=2)
 
 
 def test_table_has_the_documented_columns(tiny):

@@ -30,7 +30,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
 COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
            "step_s", "model_flop", "peak_memory_bytes", "threads", "torch_version")
-OUT_OF_MEMORY = (torch.OutOfMemoryError,)
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,10 @@ def build_model(architecture: Architecture, dtype: torch.dtype, device: torch.de
         model = architecture.model_class(**architecture.config)
     model = _cast(model, dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device=device).manual_seed(seed)
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.is_floating_point():
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "norm" in name and name.endswith("weight"):
+            tensor.fill_(1.0)  # keeps activations at an ordinary size
+        elif tensor.is_floating_point():
             tensor.normal_(0.0, 0.02, generator=generator)
     return model
 
@@ -135,6 +136,8 @@ def _predict(model, architecture: Architecture, latents, steps, context):
 class DenoisingStep:
     """One denoising step of a network in a mode: ``prepare(batch)`` gives a call without arguments that runs it.
 
+    A captured graph replays one and the same step: the scheduler's coefficients are constants in it.
+
     Args:
         model: the network, on its device.
         architecture: its Architecture.
@@ -150,7 +153,7 @@ class DenoisingStep:
         self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
         self.scheduler.set_timesteps(50, device=self.device)
         self.timestep = int(self.scheduler.timesteps[25])
-        self.predict = torch.compile(self._predict) if mode == "compile" else self._predict
+        self.predict = torch.compile(self._predict, dynamic=False) if mode == "compile" else self._predict
 
     def _predict(self, latents, steps, context):
         if not self.guidance:
@@ -209,7 +212,9 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
             for _ in range(warmups):
                 run()
             synchronize(device)
-        except OUT_OF_MEMORY:
+        except RuntimeError as error:  # torch.OutOfMemoryError, and what CPU, MPS and graph capture raise instead
+            if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+                raise
             rows.append(dict(batch_size=batch, repeat=0, status="out_of_memory", step_s="", peak_memory_bytes=""))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -378,6 +383,8 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         settings: curves; ``default_settings(device)`` if left out.
     """
     device, out, start = device or best_device(), Path(out), time.perf_counter()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
+    torch.backends.cudnn.benchmark = True
     settings = list(default_settings(device) if settings is None else settings)
     for setting in settings:
         _check(setting, device)
@@ -410,7 +417,7 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {out.name}", seed=seed,
                    device=torch.cuda.get_device_name() if device == "cuda" else device_name(),
                    settings={"curves": [asdict(s) for s in settings], "matrix_rate_flop_per_s": rates,
-                             "tf32_allowed": torch.backends.cuda.matmul.allow_tf32})
+                             "tf32": False, "cudnn_benchmark": True})
 
 
 def main() -> None:

@@ -1,0 +1,61 @@
+"""Figures of measured latency: curves in, axes out."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+
+from splitpoint.offloading import confidence_band, fit_latency
+from splitpoint.offloading.profiles import Curve, fit_two_piece, line_error
+
+MARKERS = "osD^vP*X"
+LINES = ("-", "--", "-.", ":")
+
+
+def latency_curves(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
+    """Every repeat as a faint dot, medians as markers, and the line through the medians up to ``max_fit``, with its band."""
+    ax = ax or plt.subplots()[1]
+    for i, (name, curve) in enumerate(curves.items()):
+        colour = sns.color_palette("colorblind")[i % 10]
+        sizes, medians = curve.medians()
+        keep = sizes <= max_fit
+        fit = fit_latency(sizes[keep], medians[keep])
+        reach = np.linspace(0, sizes.max(), 100)
+        low, high = confidence_band(fit, reach)
+        ax.scatter(curve.batch, 1e3 * curve.seconds, s=4, color=colour, alpha=0.15, lw=0)
+        ax.plot(sizes, 1e3 * medians, MARKERS[i % 8], color=colour, ms=5, markeredgecolor="black", markeredgewidth=0.4,
+                label=f"{name}: {1e3 * fit.model.slope_s:.3g}·b {1e3 * fit.model.intercept_s:+.3g}")
+        ax.plot(reach, 1e3 * fit.model.step_latency_s(reach), color=colour, ls=LINES[i % 4], lw=1.2)
+        ax.fill_between(reach, 1e3 * low, 1e3 * high, color=colour, alpha=0.15, lw=0)
+    tallest = max(1e3 * np.median(c.seconds[c.batch == c.batch.max()]) for c in curves.values())
+    ax.set(xlabel="batch size (requests)", ylabel="one denoising step (ms)", xlim=(0, None), ylim=(0, 1.25 * tallest))
+    ax.legend(title="fitted line k·b + h (ms)")
+    return ax
+
+
+def line_residuals(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
+    """How far each line is off at the measured batches, in percent; shaded: batches it was fitted to."""
+    ax = ax or plt.subplots()[1]
+    for i, (name, curve) in enumerate(curves.items()):
+        sizes, medians = curve.medians()
+        keep = sizes <= max_fit
+        fit = fit_latency(sizes[keep], medians[keep])
+        ax.plot(sizes, 100 * line_error(fit, sizes, medians), marker=MARKERS[i % 8], ls=LINES[i % 4], lw=1.2, label=name)
+    ax.axvspan(1, max_fit, color="0.92", zorder=0)
+    ax.axhline(0, color="0.4", lw=0.8)
+    ax.set(xlabel="batch size (requests)", ylabel="line minus measured (%)")
+    ax.legend()
+    return ax
+
+
+def bent_line(curve: Curve, max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
+    """Medians of one curve, its straight line and its line with a bend."""
+    ax = ax or plt.subplots()[1]
+    sizes, medians = curve.medians()
+    keep, reach = sizes <= max_fit, np.linspace(1, sizes.max(), 200)
+    fit, bent = fit_latency(sizes[keep], medians[keep]), fit_two_piece(sizes, medians)
+    ax.plot(sizes, 1e3 * medians, "o", color="black", label="measured median")
+    ax.plot(reach, 1e3 * fit.model.step_latency_s(reach), "-", label=f"line, batch 1–{max_fit}")
+    ax.plot(reach, 1e3 * bent.step_latency_s(reach), "--", label=f"two pieces, bend at {bent.bend:g}")
+    ax.set(xlabel="batch size (requests)", ylabel="one denoising step (ms)", xlim=(0, None), ylim=(0, None))
+    ax.legend()
+    return ax

@@ -1,0 +1,122 @@
+"""Measured latency profiles as tables, and what planning with the wrong latency model costs."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from splitpoint.files import data_path, project_root, read_meta
+from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, fit_latency, sample_instance, solve
+from splitpoint.offloading.profiles import (
+    KEY,
+    Curve,
+    fit_two_piece,
+    latency_fits,
+    line_error,
+    measured_profiles,
+    read_profile,
+)
+from splitpoint.study.records import provenance_line, results_path
+
+LARGEST_BATCH = 18
+
+
+def profile_files() -> list:
+    """Measured profiles: those that ship, then this machine's own in ``results/`` (``make profile``)."""
+    shipped = sorted(p for p in data_path("latency_profiles").glob("*.csv") if p.name != "published.csv")
+    return shipped + [p for p in (results_path("my_machine.csv"),) if p.exists()]
+
+
+def measured_curves() -> dict[tuple, Curve]:
+    """All measured curves, checked; printed is when and on what each file was measured."""
+    curves = {}
+    for path in profile_files():
+        print(f"{path.relative_to(project_root())}: {provenance_line(read_meta(path))}")
+        curves |= read_profile(path)
+    return curves
+
+
+def matrix_rates() -> dict[str, dict[str, float]]:
+    """Measured rate of a large matrix product by device and number type, operations a second."""
+    metas = [read_meta(path) for path in profile_files()]
+    return {meta["device"]: meta["settings"]["matrix_rate_flop_per_s"] for meta in metas}
+
+
+def line_table() -> pd.DataFrame:
+    """``k`` and ``h`` in milliseconds with 95 % intervals for every measured curve, fitted up to batch 18.
+
+    Columns beside them: ``R²`` and the line's largest relative error at measured batches inside 1 … 18 and beyond.
+    """
+    rows = []
+    for path in profile_files():
+        curves = read_profile(path)
+        for key, fit in latency_fits(path, LARGEST_BATCH).items():
+            sizes, medians = curves[key].medians()
+            error = np.abs(line_error(fit, sizes, medians))
+            inside = sizes <= LARGEST_BATCH
+            ms = {name: tuple(1e3 * np.array(ends)) for name, ends in fit.intervals.items()}
+            rows.append(dict(zip(KEY, key)) | {
+                "k (ms)": 1e3 * fit.model.slope_s, "k interval": "{:.3g} … {:.3g}".format(*ms["slope_s"]),
+                "h (ms)": 1e3 * fit.model.intercept_s, "h interval": "{:.3g} … {:.3g}".format(*ms["intercept_s"]),
+                "R²": fit.r_squared, "error, 1–18": error[inside].max(),
+                "error, beyond": error[~inside].max() if (~inside).any() else np.nan})
+    return pd.DataFrame(rows)
+
+
+def measured_window(edge_gpu: LatencyModel, packet_bits: float) -> dict:
+    """``profiles`` and ``parameters`` for ``sample_instance`` and ``reward_sweep`` on a measured edge.
+
+    Args:
+        edge_gpu: line fitted to a measured machine.
+        packet_bits: measured size of the hand-over packet, in bits.
+
+    Returns:
+        Users' devices slower by the published ratios; the measured packet; everything else as released.
+    """
+    return {"profiles": measured_profiles(edge_gpu), "parameters": SystemParameters(intermediate_bits=packet_bits)}
+
+
+def loss_of_the_line(curve: Curve, seeds: Iterable[int] = range(200), packet_bits: float = 4.4e6, num_users: int = 12,
+                     num_edge_gpus: int = 4) -> pd.DataFrame:
+    """Utility lost by planning with a straight line where the measured curve bends.
+
+    The same windows are solved under the line and under the line with a bend, and both plans are evaluated under the
+    latter.
+
+    Args:
+        curve: measured step latencies, at least four batch sizes.
+        seeds: one window each.
+        packet_bits: hand-over per granted user.
+        num_users, num_edge_gpus: of the windows.
+
+    Returns:
+        One row a window: ``seed``, ``lost_s`` (utility, seconds per user), ``share_lost`` (of the gain over all-local),
+        ``granted_line``, ``granted_bent``.
+    """
+    sizes, medians = curve.medians()
+    line = fit_line(curve)
+    bent, rows = fit_two_piece(sizes, medians).shared_by(num_edge_gpus), []
+    for seed in seeds:
+        drawn = sample_instance(num_users, num_edge_gpus, np.random.default_rng([seed, num_users]),
+                                **measured_window(line, packet_bits))
+        truth = replace(drawn, edge=bent)
+        plans = {"line": solve(drawn), "bent": solve(truth), "local": solve(truth, "all_local")}
+        utility = {name: evaluate(truth, plan).utility for name, plan in plans.items()}
+        lost, gain = utility["bent"] - utility["line"], utility["bent"] - utility["local"]
+        rows.append(dict(seed=seed, lost_s=lost / num_users, share_lost=lost / gain if gain > 0 else 0.0,
+                         granted_line=int(plans["line"].granted.sum()), granted_bent=int(plans["bent"].granted.sum())))
+    return pd.DataFrame(rows)
+
+
+def fit_gap(curve: Curve) -> float:
+    """Largest relative error of a curve's line at its measured batches, inside the fitted range and beyond."""
+    sizes, medians = curve.medians()
+    return float(np.abs(fit_line(curve).step_latency_s(sizes) / medians - 1).max())
+
+
+def fit_line(curve: Curve) -> LatencyModel:
+    """The line through a curve's medians up to batch 18, its intercept held at zero if it would be negative."""
+    sizes, medians = curve.medians()
+    keep = sizes <= LARGEST_BATCH
+    return fit_latency(sizes[keep], medians[keep], nonnegative=True).model

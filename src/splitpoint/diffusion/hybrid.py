@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from splitpoint.diffusion.packet import Packet
-from splitpoint.files import data_path
+from splitpoint.files import data_path, read_meta
 
 BATCHINGS = ("early_exit", "static")
 _SCHEDULERS = {  # name: class, and what a deterministic run on unbounded latents needs
@@ -281,8 +281,10 @@ def hybrid_generate(prompts: Sequence[str] | str, users: Sequence[str | User] | 
 def load_mini_hybrid(**settings) -> HybridPipeline:
     """The miniature on the edge and its users, each with one vendor's style; settings as of ``HybridPipeline``."""
     from splitpoint.diffusion.mini import GUIDANCE_SCALE, load_mini
-    edge, users = load_users(load_mini(), sorted(path for path in data_path("models", "users").iterdir()
-                                                 if path.is_dir()))
+    folders = sorted(path.parent for path in data_path("models", "users").glob(f"*/{_LORA_FILES[0]}"))
+    for folder in folders:
+        read_meta(folder / _LORA_FILES[0])
+    edge, users = load_users(load_mini(), folders)
     given = {name: value for name, value in settings.items() if value is not None}
     return HybridPipeline(edge, users, **{"guidance_scale": GUIDANCE_SCALE, **given})
 

@@ -26,6 +26,7 @@ from transformers import CLIPModel, CLIPProcessor
 from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, load_mini_hybrid, no_bar
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
+MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")
 RELEASED_FLOOR = 3.0  # the released index is sigmoid(30 (d - 0.1)): identical pictures get sigmoid(-3)
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -120,6 +121,45 @@ def stable_diffusion_evaluators(clip: str | Path = "openai/clip-vit-base-patch32
 
     loaded = load_clip(clip)
     return Evaluators(f"CLIP {Path(clip).name}, LPIPS {network}", lambda: loaded, distance)
+
+
+def mini_evaluators() -> Evaluators:
+    """The miniature's judges: its text-image encoder, feature maps of the judge of concepts, the judge of styles."""
+    from splitpoint.diffusion.evaluators import load_clip, load_concept_classifier, load_style_classifier
+    concepts, styles = load_concept_classifier(), load_style_classifier()
+
+    def feature_maps(pictures: torch.Tensor) -> list[torch.Tensor]:
+        maps, value = [], pictures * 2 - 1
+        for layer in concepts.body:
+            value = layer(value)
+            maps.append(value)
+        return maps[2::6]  # at 32, 16, 8 and 4 pixels, the last of each resolution
+
+    def style(pictures: torch.Tensor) -> list[str]:
+        return styles.classify((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+    return Evaluators("the project's text-image encoder, judge of concepts, judge of styles", load_clip,
+                      deep_feature_distance(feature_maps), style)
+
+
+def mini_prompts() -> tuple[str, ...]:
+    """The 20 prompts of the committed measurement: every tenth concept of the miniature, from the sixth on."""
+    from splitpoint.diffusion.mini import default_concepts
+    return default_concepts()[5::10]
+
+
+def real_pictures(styles: Sequence[str], prompts: Sequence[str]) -> torch.Tensor:
+    """What the vendors drew, (prompts, styles, 3, 64, 64) with values in [0, 1].
+
+    Raises:
+        ValueError: for an unknown style or prompt, or one that a style never drew.
+    """
+    from splitpoint.diffusion.emoji import load_emoji
+    drawn = load_emoji(styles, prompts)
+    if len(drawn) < len(styles) * len(prompts):
+        raise ValueError(f"prompts={list(prompts)} holds concepts that not all of styles={list(styles)} have drawn")
+    pictures = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255
+    return pictures.reshape(len(prompts), len(styles), *pictures.shape[1:])
 
 
 def deep_feature_distance(feature_maps: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> Distance:
@@ -374,3 +414,27 @@ def _judge(pictures: torch.Tensor, prompt: str, users, split_points, seed: int, 
         table["style_ok"] = (table["style"] == table["user"]).astype(int)
     table["pai"] = calibration.pai(table["text_score"], np.repeat(apart.mean(axis=1), len(users)))
     return table
+
+
+def main() -> None:
+    """Calibrate on real pictures, or make the committed measurement; each only when asked for."""
+    from splitpoint.diffusion.mini import default_concepts
+    parser = argparse.ArgumentParser(description="The personalized accuracy index of the miniature.")
+    parser.add_argument("--calibrate", action="store_true", help="write data/quality/calibration.json")
+    parser.add_argument("--measure", action="store_true", help="write data/quality/pai_mini.csv, or go on with it")
+    given = parser.parse_args()
+    if given.calibrate:
+        concepts = default_concepts()
+        found = calibrate(mini_evaluators(), real_pictures(MINI_USERS, concepts), concepts)
+        save_calibration(found, data_path("quality", "calibration.json"),
+                         command="python -m splitpoint.diffusion.quality --calibrate",
+                         settings={"styles": MINI_USERS, "concepts": len(concepts), "pictures": "real, none generated"})
+        print(found)
+    if given.measure:
+        table = measure_pai(mini_prompts(), MINI_USERS, range(0, 51, 5), (0, 1, 2),
+                            hybrid=load_mini_hybrid(num_steps=50), path=data_path("quality", "pai_mini.csv"))
+        print(summarize_pai(table).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -272,6 +272,15 @@ def test_an_adapter_may_be_stored_as_peft_stores_one(models, folder, tmp_path):
     assert torch.equal(here, there)
 
 
+def test_a_merged_adapter_draws_the_same_and_leaves_the_edge_without_adapters(models, folder):
+    edge, users = load_users(make_pipeline(), [folder / "ann"], merge=True)
+    assert users["ann"].pipeline is not edge and not hasattr(edge.unet, "peft_config")
+    merged = HybridPipeline(edge, users, num_steps=STEPS).generate("cat", "ann", [0, 4]).latents
+    torch.testing.assert_close(merged, hybrid(models, guidance_scale=7.5).generate("cat", "ann", [0, 4]).latents,
+                               rtol=1e-2, atol=1e-3)
+    assert not torch.equal(*merged)
+
+
 def test_adapters_and_pipelines_of_another_model_are_refused(models, folder, tmp_path):
     wide = make_pipeline(width=64)
     wrong = save_adapter(wide, tmp_path / "wide", 3)

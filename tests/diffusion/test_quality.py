@@ -89,7 +89,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same_table(measure, tmp_path,
         measure(path=tmp_path / "broken.csv", cancel=stop)
     assert not (tmp_path / "broken.csv").exists()
     resumed = measure(path=tmp_path / "broken.csv")
-    assert drawn == ["cat", "cat", "dog", "dog", "dog"]
+    assert drawn == ["cat", "dog", "cat", "cat", "dog"]
     pd.testing.assert_frame_equal(resumed, whole)
     assert (tmp_path / "broken.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     pd.testing.assert_frame_equal(measure(path=tmp_path / "whole.csv"), whole)

@@ -284,7 +284,7 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
     split_points = [int(split) for split in split_points]
     settings = _settings(hybrid, users, split_points, evaluators, calibration)
     finished = _Finished(path, settings)
-    cases = [(prompt, int(seed)) for prompt in prompts for seed in seeds]
+    cases = [(prompt, int(seed)) for seed in seeds for prompt in prompts]
     for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=no_bar(progress)):
         if (prompt, seed) not in finished:
             pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), progress=False,
@@ -431,8 +431,9 @@ def main() -> None:
                          settings={"styles": MINI_USERS, "concepts": len(concepts), "pictures": "real, none generated"})
         print(found)
     if given.measure:
-        table = measure_pai(mini_prompts(), MINI_USERS, range(0, 51, 5), (0, 1, 2),
-                            hybrid=load_mini_hybrid(num_steps=50), path=data_path("quality", "pai_mini.csv"))
+        hybrid = load_mini_hybrid(merge=True, num_steps=50)
+        table = measure_pai(mini_prompts(), MINI_USERS, range(0, 51, 5), (0, 1, 2), hybrid=hybrid,
+                            path=data_path("quality", "pai_mini.csv"))
         print(summarize_pai(table).round(3).to_string(index=False))
 
 

@@ -12,7 +12,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 figures: $(VENV)/.installed
 	$(BIN)/python -m splitpoint.study.run_notebooks --mode $(MODE)
 
-test: $(VENV)/.installed
+test: $(VENV)/.extras
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # the same as figures, but writes the outputs into notebooks/ for committing
@@ -27,11 +27,24 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(INSTALL) --no-deps -e .
 	@touch $@
 
+# the optional extras: nbgrader for classes, Dask for clusters
+$(VENV)/.extras: $(VENV)/.installed
+	$(INSTALL) -e ".[assignments,cluster]"
+	@touch $@
+
+# measure this machine's denoising latency; every notebook that reads profiles finds it
 profile: $(VENV)/.installed
 	$(BIN)/python -m splitpoint.diffusion.profile --out results/my_machine.csv
 
 train-mini: $(VENV)/.installed
 	$(BIN)/python -m splitpoint.diffusion.mini --size $(SIZE) --out checkpoints/mini_$(SIZE)
+
+# write the students' notebooks; grade what is in notebooks/assignments/submitted
+assignments: $(VENV)/.extras
+	$(BIN)/python notebooks/assignments/grade.py release
+
+grade: $(VENV)/.extras
+	$(BIN)/python notebooks/assignments/grade.py grade
 
 clean:
 	rm -rf figures build results

@@ -9,6 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
+from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.solvers import get_solver
 from splitpoint.study.records import code_digest, load_or_run
@@ -48,6 +49,7 @@ def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence
                     first_seed=first_seed, parameters=asdict(parameters), batching=batching,
                     profiles=asdict(profiles) if profiles else "published",
                     methods={name: _source_digest(f) for name, f in solver_functions.items()},
+                    agent=agent_digest() if "agent" in methods else None,
                     code=code_digest("offloading", "study"))
     return load_or_run(name, _windows, tasks, settings=settings)
 
@@ -125,6 +127,11 @@ def _time_once(instance, options):
     start = time.perf_counter()
     plan = solve(instance, **options)
     return time.perf_counter() - start, plan
+
+
+def agent_digest() -> str:
+    """Checksum of the committed agent's weights."""
+    return sha256(data_path("agents", "drl_convex.safetensors"))
 
 
 def _source_digest(function: Callable) -> str:

@@ -1,0 +1,63 @@
+"""From measured pictures to the accuracy curve that the optimiser uses, with its uncertainty."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from splitpoint.offloading import AccuracyModel, Fit, SystemParameters, evaluate, fit_accuracy, sample_instance, solve
+
+RELEASED_STEPS = 200
+
+
+def on_released_scale(samples: pd.DataFrame) -> pd.DataFrame:
+    """Samples of ``measure_pai`` with a column ``n``: the split point in steps of a run of 200.
+
+    A step of a run of 50 spans the noise levels of four of 200; the share of the run on the device is the same.
+    """
+    return samples.assign(n=samples["split_point"] * RELEASED_STEPS / samples["num_steps"])
+
+
+def accuracy_fit(samples: pd.DataFrame, resamples: int = 300, seed: int = 0) -> tuple[Fit, pd.DataFrame]:
+    """Logistic fit to the mean index at each split point, with intervals from resampling whole prompts.
+
+    Args:
+        samples: with columns ``prompt, n, pai``.
+        resamples: bootstrap samples of the prompts.
+        seed: of the resampling.
+
+    Returns:
+        The fit, and a table with rows ``steepness`` (per step) and ``midpoint`` (steps), columns ``fitted, low, high``
+        (95 %). Samples of one prompt share its difficulty, so prompts are what is drawn anew.
+    """
+    by_prompt = samples.groupby(["prompt", "n"])["pai"].mean().unstack()
+    points = by_prompt.columns.to_numpy(float)
+    fit = fit_accuracy(points, by_prompt.mean().to_numpy())
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        prompts = by_prompt.iloc[rng.integers(len(by_prompt), size=len(by_prompt))]
+        model = fit_accuracy(points, prompts.mean().to_numpy()).model
+        drawn.append((model.steepness, model.midpoint))
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    table = pd.DataFrame({"fitted": [fit.model.steepness, fit.model.midpoint], "low": low, "high": high},
+                         index=["steepness", "midpoint"])
+    return fit, table
+
+
+def loss_of_the_wrong_curve(believed: AccuracyModel, truth: AccuracyModel, num_users: int = 12, num_edge_gpus: int = 8,
+                            num_seeds: int = 100, parameters: SystemParameters = SystemParameters()) -> pd.DataFrame:
+    """Utility lost by planning with one accuracy curve and living with another, window by window.
+
+    Returns:
+        One row a window: ``seed``, ``lost_s`` (seconds per user), ``granted`` and ``granted_best``.
+    """
+    rows = []
+    for seed in range(num_seeds):
+        instance = sample_instance(num_users, num_edge_gpus, np.random.default_rng([seed, num_users]),
+                                   replace(parameters, accuracy=truth))
+        plan = solve(replace(instance, parameters=replace(parameters, accuracy=believed)))
+        best = solve(instance)
+        lost = evaluate(instance, best).utility - evaluate(instance, plan).utility
+        rows.append(dict(seed=seed, lost_s=lost / num_users, granted=int(plan.granted.sum()),
+                         granted_best=int(best.granted.sum())))
+    return pd.DataFrame(rows)

@@ -1,7 +1,7 @@
 """Train, save, load; and an agent as a solver.
 
-Training is Stable-Baselines3's, with a DQN whose update uses prioritized replay. A trained agent is a small network that
-NumPy evaluates: no torch is needed to decide.
+Training is Stable-Baselines3's, with a DQN whose update uses prioritized replay. A trained agent is a small network, which
+NumPy evaluates faster than torch would.
 """
 
 import json
@@ -310,6 +310,6 @@ def train_agent(settings: TrainingSettings = TrainingSettings(), *, checkpoint: 
     Raises:
         ValueError: for settings out of range, or a checkpoint of other settings.
     """
-    from splitpoint.learning.training import run_training  # imports torch, which deciding does not need
+    from splitpoint.learning.training import run_training  # which imports this module
 
     return run_training(replace(settings, **changes), checkpoint, held_out, looks, progress, stop_after)

@@ -65,8 +65,7 @@ CURVES = {
     "static edge": Scenario((12, 12), (16, 16)),
     "dynamic edge": Scenario((12, 12), (4, 16)),
     "dynamic number of users": Scenario((4, 20), (16, 16)),
-    "slowest devices only": Scenario((12, 12), (16, 16), (6, 7)),
-    "everything dynamic": Scenario((4, 20), (4, 16)),
+    "capable devices only": Scenario((12, 12), (16, 16), (0, 1)),
 }
 CORRECTED = SystemParameters(transmission="corrected")
 OUTSIDE = {

@@ -8,7 +8,7 @@ import seaborn as sns
 from splitpoint.study.figures import QUANTITIES, method_style, solve_time_lines
 
 AGENTS = {"agent (drl_convex)": ("DRL-convex agent", "#D55E00", "*", "-"),
-          "agent (dqn)": ("prioritized-replay DQN", "#F0E442", "p", "-")}
+          "agent (dqn)": ("prioritized-replay DQN", "#882255", "p", "-")}
 CURVE_QUANTITIES = ("reward", "accuracy", "latency_s")
 
 
@@ -109,7 +109,9 @@ def outside_training(table: pd.DataFrame, agents=("drl_convex", "dqn")) -> plt.F
         for column, marker, text in (("mean", "o", "mean"), ("p1", "d", "1st percentile"), ("min", "|", "minimum")):
             ax.plot(rows[column], rows["setting"], marker, color=colour, markeredgecolor="black", label=text)
         ax.set(xlabel="optimality", title=label)
-    axes[0, 0].legend(loc="lower left")
+        ax.locator_params(axis="x", nbins=5)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=3, loc="outside upper right")
     return figure
 
 

@@ -138,3 +138,30 @@ def shortfall_curves(table: pd.DataFrame, methods: Sequence[str], ax: plt.Axes |
            ylabel="share of windows that miss more", ylim=(None, 1.3))
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def batch_over_steps(edge_steps: Sequence[float], ax: plt.Axes | None = None) -> plt.Axes:
+    """Requests charged at each edge step times the batch they are charged for, with and without early exit."""
+    ax = ax or plt.subplots(figsize=(6.4, 3.2))[1]
+    ends, size = np.concatenate([[0], np.sort(edge_steps)]), len(edge_steps)
+    present = np.append(np.arange(size, 0, -1), 0)
+    kwargs = dict(x=ends, step="post")
+    ax.fill_between(y1=present**2, color=_COLOURS[0], alpha=0.25, lw=0, **kwargs)
+    ax.fill_between(y1=present**2, y2=present * size, color=_COLOURS[3], alpha=0.3, lw=0, label="saved", **kwargs)
+    ax.step(ends, present * size, where="post", color=_COLOURS[3], ls="--", label="static: present × all granted")
+    ax.step(ends, present**2, where="post", color=_COLOURS[0], label="early exit: present × present")
+    ax.set(xlabel="edge step", ylabel="request-steps charged", ylim=(0, size**2 * 1.1), xlim=(0, ends[-1] * 1.03))
+    ax.legend(loc="lower left")
+    return ax
+
+
+def grouped_lines(table: pd.DataFrame, x: str, y: str, group: str, ax: plt.Axes | None = None, **axes) -> plt.Axes:
+    """Mean of ``y`` against ``x`` with 95 % intervals, a line a group; ``axes`` sets labels and scales."""
+    ax = ax or plt.subplots()[1]
+    for i, (name, rows) in enumerate(table.groupby(group, sort=False)):
+        stats = rows.groupby(x)[y].agg(["mean", "sem"])
+        ax.errorbar(stats.index, stats["mean"], 1.96 * stats["sem"].fillna(0), marker=_MARKERS[i % 5], ls=_LINES[i % 4],
+                    color=_COLOURS[i], capsize=2, lw=1.4, label=name)
+    ax.set(**axes)
+    ax.legend()
+    return ax

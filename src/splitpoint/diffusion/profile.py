@@ -357,10 +357,9 @@ def default_settings(device: str) -> list[Setting]:
         small = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
         plan = [Setting("mini", "fp32", "channels_last", True, small), Setting("mini", "bf16", "channels_last", True, small),
                 Setting("mini", "fp32", "eager", True, small), Setting("mini", "fp32", "channels_last", False, small),
-                Setting("mini", "fp32", "compile", True, small), Setting("mini", "bf16", "compile", True, small),
-                Setting("mini", "bf16", "eager", True, small),
-                Setting("sd15", "bf16", "channels_last", False, (1, 2, 4), 20, 1),
-                Setting("sd15", "fp32", "channels_last", False, (1, 2), 20, 1)]
+                Setting("sd15", "bf16", "channels_last", False, (1, 2, 3), 20, 1),
+                Setting("sd15", "fp32", "channels_last", False, (1, 2, 3), 20, 1),
+                Setting("mini", "fp32", "compile", True, (1, 2, 4, 8, 16))]
         return [s for s in plan if s.architecture in have]
     plan = [Setting("sd15", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "channels_last", "cuda_graphs", "compile")]
     plan += [Setting("mini", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "cuda_graphs", "compile")]

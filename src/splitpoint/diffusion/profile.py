@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,6 +28,7 @@ from splitpoint.files import data_path, device_name, write_atomically, write_met
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
+KEY = ("architecture", "dtype", "mode", "guidance")
 COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
            "step_s", "model_flop", "peak_memory_bytes", "threads", "torch_version")
 
@@ -388,7 +389,7 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
     for setting in settings:
         _check(setting, device)
     rows = list(csv.DictReader(out.open())) if out.exists() else []
-    done = {(r["architecture"], r["dtype"], r["mode"], r["guidance"]) for r in rows}
+    done = {tuple(row[c] for c in KEY) for row in rows}
     waiting = [s for s in settings if s.key not in done]
     for number, setting in enumerate(waiting, 1):
         if time.perf_counter() - start > budget_s:
@@ -415,7 +416,8 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         rates = {name: measure_matrix_rate(name, device) for name in ("fp32", "bf16")}
         write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {out.name}", seed=seed,
                    device=torch.cuda.get_device_name() if device == "cuda" else device_name(),
-                   settings={"curves": [asdict(s) for s in settings], "matrix_rate_flop_per_s": rates,
+                   settings={"curves": sorted({" ".join(row[c] for c in KEY) for row in csv.DictReader(out.open())}),
+                             "matrix_rate_flop_per_s": rates,
                              "tf32": False, "cudnn_benchmark": True})
 
 

@@ -1,8 +1,8 @@
 """Requests that arrive one by one and must be answered at once: policies that do not know the future.
 
 A request is granted or denied when it arrives, for good; split points are chosen when the window closes and the batch
-size is known. A plan costs what ``splitpoint.offloading.evaluate`` says, so regret is measured against the exact optimum
-of the whole window, which knows everyone beforehand.
+size is known. A plan costs what ``splitpoint.offloading.evaluate`` says, so regret is measured against the exact
+optimum of the whole window, which knows everyone beforehand.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ Policy = Callable[[Arrival], bool]
 
 def draw_windows(count: int, num_edge_gpus: int = 16, num_users: tuple[int, int] = (4, 20), seed: int = 0,
                  parameters: SystemParameters = SystemParameters()) -> list[Instance]:
-    """Windows by the released sampling rules, but with a number of users that nobody knows and arrivals in random order.
+    """Windows by the released sampling rules, but with a random number of users who arrive in random order.
 
     The released code sorts devices by speed and request moments by time, so that fast devices always come first; here
     the moments are dealt out anew.
@@ -200,8 +200,8 @@ def compare_online(windows: Sequence[Instance], policies: dict[str, Policy]) -> 
     """Every policy on the same windows.
 
     Returns:
-        One row per window and policy: ``window, num_users, policy, utility_s, share_granted, regret_s`` (per user, to the
-        exact optimum) and ``optimality`` (share of the possible gain).
+        One row per window and policy: ``window, num_users, policy, utility_s, share_granted, regret_s`` (per user, to
+        the exact optimum) and ``optimality`` (share of the possible gain).
     """
     rows = []
     for number, instance in enumerate(windows):

@@ -41,7 +41,8 @@ SOURCES = {
                  "https://creativecommons.org/licenses/by/4.0/"),
 }
 STYLES = tuple(SOURCES)
-NAMES_SOURCE = ("emojibase-data", "17.0.0", "emojibase", "MIT", "https://github.com/milesj/emojibase/blob/master/LICENSE")
+NAMES_SOURCE = ("emojibase-data", "17.0.0", "emojibase", "MIT",
+                "https://github.com/milesj/emojibase/blob/master/LICENSE")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def load_emoji(styles: Sequence[str] = STYLES, concepts: Sequence[str] | None = 
 
     Args:
         styles: any of ``STYLES``.
-        concepts: names as in ``emoji_table()``; all of them when left out. A style that never drew a concept is skipped.
+        concepts: names as in ``emoji_table()``; all when left out. A style that never drew a concept is skipped.
 
     Returns:
         an ``Emoji`` set.
@@ -148,7 +149,8 @@ def _known(argument: str, given: Sequence[str], known: tuple[str, ...]) -> tuple
     valid = set(known)
     for name in given:
         if name not in valid:
-            raise ValueError(f"{argument} holds {name!r}, which is unknown; nearest: {', '.join(nearest(str(name), known))}")
+            near = ", ".join(nearest(str(name), known))
+            raise ValueError(f"{argument} holds {name!r}, which is unknown; nearest: {near}")
     return given
 
 
@@ -184,8 +186,8 @@ def rebuild(folder: Path | None = None) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(folder / "emoji.csv", text.getvalue().encode())
-    write_meta(folder / "emoji.csv", kind="published", command=REBUILD, source=f"npm {NAMES_SOURCE[0]}@{NAMES_SOURCE[1]}",
-               licence=NAMES_SOURCE[3], licence_url=NAMES_SOURCE[4])
+    write_meta(folder / "emoji.csv", kind="published", command=REBUILD,
+               source=f"npm {NAMES_SOURCE[0]}@{NAMES_SOURCE[1]}", licence=NAMES_SOURCE[3], licence_url=NAMES_SOURCE[4])
 
 
 REBUILD = "python -m splitpoint.diffusion.emoji --rebuild"
@@ -212,10 +214,10 @@ def _row(entry: dict, labels: dict) -> dict:
 def _packed(source: tuple, member: str, scratch: str) -> str:
     package, version = source[:2]
     try:
-        done = subprocess.run(["npm", "pack", f"{package}@{version}", "--json", "--loglevel=error", "--pack-destination",
-                               scratch], check=True, capture_output=True, text=True)
+        done = subprocess.run(["npm", "pack", f"{package}@{version}", "--json", "--loglevel=error",
+                               "--pack-destination", scratch], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise RuntimeError(f"npm could not fetch {package}@{version}; the rebuild needs npm and a connection") from error
+        raise RuntimeError(f"npm could not fetch {package}@{version}; it needs a connection") from error
     archive = Path(scratch) / json.loads(done.stdout)[0]["filename"].replace("@", "").replace("/", "-")
     with tarfile.open(archive) as packed:
         return packed.extractfile(f"package/{member}").read().decode()

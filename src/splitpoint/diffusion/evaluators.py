@@ -1,10 +1,11 @@
 """Judges of the miniature's images: what is shown, who drew it, and how well an image fits a prompt.
 
-None of them shares a weight with the generator. All were trained on the real drawings, distorted at random; the judge of
-concepts never learns whose drawing it sees. ``python -m splitpoint.diffusion.evaluators`` trains them again.
+None of them shares a weight with the generator. All were trained on the real drawings, distorted at random; the judge
+of concepts never learns whose drawing it sees. ``python -m splitpoint.diffusion.evaluators`` trains them again.
 """
 
 import argparse
+import io
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from splitpoint.diffusion.emoji import PIXELS, STYLES, Emoji, load_emoji
-from splitpoint.diffusion.mini import TOKENS, _set_rate, _step, _time_budget, build_tokenizer, default_concepts
+from splitpoint.diffusion.mini import (TOKENS, _set_rate, _step, _time_budget, build_tokenizer, default_concepts,
+                                       draw, load_mini)
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 
@@ -33,7 +36,8 @@ class EmojiClassifier(nn.Module):
     def __init__(self, labels: Sequence[str], widths: Sequence[int] = (24, 48, 96, 160)):
         super().__init__()
         self.labels, self.widths = tuple(labels), tuple(widths)
-        layers, before = [nn.Conv2d(3, widths[0], 5, stride=2, padding=2), nn.GroupNorm(4, widths[0]), nn.SiLU()], widths[0]
+        before = widths[0]
+        layers = [nn.Conv2d(3, before, 5, stride=2, padding=2), nn.GroupNorm(4, before), nn.SiLU()]
         for width in widths[1:]:
             layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.GroupNorm(4, width), nn.SiLU(),
                        nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(4, width), nn.SiLU()]
@@ -86,7 +90,8 @@ class MiniProcessor:
     def __call__(self, text: Sequence[str] | None = None, images: Sequence | None = None, **ignored) -> dict:
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
-            return dict(self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"))
+            return dict(self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS,
+                                       return_tensors="pt"))
         pixels = torch.stack([torch.as_tensor(np.asarray(image)) for image in images]).float() / 127.5 - 1
         if pixels.shape[-1] != PIXELS or pixels.shape[-2] != PIXELS:
             pixels = F.interpolate(pixels, (PIXELS, PIXELS), mode="area")
@@ -101,7 +106,8 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     """
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
-        raise ValueError(f"images has shape {images.shape} and type {images.dtype}; valid: uint8 (M, {PIXELS}, {PIXELS}, 3)")
+        raise ValueError(f"images has shape {images.shape} and type {images.dtype}; "
+                         f"valid: uint8 (M, {PIXELS}, {PIXELS}, 3)")
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -204,14 +210,14 @@ def fit_classifier(shown: Emoji, target: str, minutes: float, seed: int = 0, bat
 
 
 def build_clip(vocabulary: Sequence[str]) -> MiniCLIP:
-    """An untrained text-image encoder of width 96: three layers over 64 patches of 8 pixels, one layer over the words."""
+    """An untrained text-image encoder of width 96: three layers over 64 patches, one over the words."""
     tokenizer = build_tokenizer(vocabulary)
     tower = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 64}
     text = {**tower, "num_hidden_layers": 1, "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS,
             "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id}
     vision = {**tower, "num_hidden_layers": 3, "image_size": PIXELS, "patch_size": 8}
-    return MiniCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64, logit_scale_init_value=2.6592))
+    return MiniCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
 def fit_clip(shown: Emoji, minutes: float, seed: int = 0, batch: int = 96, progress: bool = True) -> MiniCLIP:
@@ -259,36 +265,84 @@ def save_evaluator(model: nn.Module, name: str, minutes: float, seed: int, **mor
     state = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()
              if value.is_floating_point()}
     write_atomically(path, save(state))
-    write_meta(path, kind="trained", command=f"python -m splitpoint.diffusion.evaluators --{name}", seed=seed,
+    write_meta(path, kind="trained", command=f"{_COMMAND} --{name}", seed=seed,
                settings={"minutes": minutes}, **more)
     return path
 
 
 def accuracy(model: EmojiClassifier, shown: Emoji, target: str) -> float:
     """Share of images whose label the classifier names, among those labels that it knows."""
-    truth = [shown.concepts[i] for i in shown.concept] if target == "concepts" else [shown.styles[i] for i in shown.style]
+    truth = shown.prompts if target == "concepts" else [shown.styles[i] for i in shown.style]
     said = model.classify(shown.images)
     return float(np.mean([a == b for a, b in zip(said, truth)]))
 
 
+GRID_PROMPTS = ("birthday cake", "dog face", "red apple", "rocket", "guitar", "octopus", "umbrella", "sunflower",
+                "hamburger", "house")
+
+
+def concept_accuracy(pipe, prompts: Sequence[str] = GRID_PROMPTS, seeds: Sequence[int] = range(4),
+                     num_steps: int = 50) -> tuple[float, dict[str, float], np.ndarray]:
+    """How often the judge of concepts names, among all concepts, what the prompt asked for.
+
+    Args:
+        pipe: a pipeline, with or without a user switched on.
+        prompts: names of concepts.
+        seeds: of the starting noise; every prompt is drawn with each.
+        num_steps: denoising steps.
+
+    Returns:
+        the share over all images, the share of each prompt, and the images, uint8 (prompts, seeds, 64, 64, 3).
+    """
+    asked = [prompt for prompt in prompts for _ in seeds]
+    images = draw(pipe, asked, list(seeds) * len(prompts), num_steps)
+    right = np.equal(load_concept_classifier().classify(images), asked).reshape(len(prompts), -1)
+    each = dict(zip(prompts, right.mean(1).tolist()))
+    return float(right.mean()), each, images.reshape(len(prompts), -1, *images.shape[1:])
+
+
+def _report(num_steps: int) -> None:
+    pipe = load_mini()
+    share, each, images = concept_accuracy(pipe, num_steps=num_steps)
+    every, _, _ = concept_accuracy(pipe, pipe.concepts, [0], num_steps)
+    report = {"grid_accuracy": share, "each": each, "all_concepts_accuracy": every, "steps": num_steps}
+    grid = images.transpose(1, 2, 0, 3, 4).reshape(images.shape[1] * PIXELS, -1, 3)
+    file = io.BytesIO()
+    Image.fromarray(grid).save(file, "PNG", optimize=True)
+    write_atomically(data_path("models", "mini", "samples.png"), file.getvalue())
+    write_meta(data_path("models", "mini", "samples.png"), kind="measured", command=f"{_COMMAND} --report", seed=0,
+               settings={"prompts": list(GRID_PROMPTS), "seeds": list(range(len(images[0]))), **report})
+    print(json.dumps(report))
+
+
+_COMMAND = "python -m splitpoint.diffusion.evaluators"
+
+
 def main() -> None:
-    """Train the judges that were asked for, print how well each does on a vendor or on concepts it never saw, save them."""
+    """Train the judges that were asked for, print how well each does on what it never saw, save them."""
     parser = argparse.ArgumentParser(description="Train the judges of the miniature's images.")
     for name in ("concepts", "styles", "clip"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--check-minutes", type=float, default=3.0, help="for the model that shows the held-out accuracy")
+    parser.add_argument("--check-minutes", type=float, default=3.0, help="for the unseen-vendor check")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", action="store_true", help="judge the miniature and write samples.png")
+    parser.add_argument("--steps", type=int, default=50, help="denoising steps of the report")
     given = parser.parse_args()
+    if given.report:
+        _report(given.steps)
+    if not (given.concepts or given.styles or given.clip):
+        return
     known = default_concepts()
     shown = load_emoji(STYLES, known)
+    vae = load_mini().vae
     report = {}
     if given.concepts:
         held_out = "emojione"
         part = load_emoji([style for style in STYLES if style != held_out], known)
-        checked = fit_classifier(part, "concepts", given.check_minutes, given.seed)
+        checked = fit_classifier(part, "concepts", given.check_minutes, given.seed, vae=vae)
         report["unseen_vendor_accuracy"] = accuracy(checked, load_emoji([held_out], known), "concepts")
-        model = fit_classifier(shown, "concepts", given.minutes, given.seed)
+        model = fit_classifier(shown, "concepts", given.minutes, given.seed, vae=vae)
         report["real_accuracy"] = accuracy(model, shown, "concepts")
         save_evaluator(model, "concepts", given.minutes, given.seed, labels=model.labels, widths=model.widths,
                        accuracy=report, held_out=held_out)
@@ -298,7 +352,7 @@ def main() -> None:
         names = np.random.default_rng(given.seed).permutation(everything.concepts)
         held = sorted(set(names[: len(names) // 6]) - set(known))
         train = load_emoji(STYLES, sorted(set(names) - set(held)))
-        model = fit_classifier(train, "styles", given.minutes, given.seed, widths=(24, 48, 72, 96))
+        model = fit_classifier(train, "styles", given.minutes, given.seed, widths=(24, 48, 72, 96), vae=vae)
         report = {"unseen_concepts_accuracy": accuracy(model, load_emoji(STYLES, held), "styles"),
                   "seen_concepts_accuracy": accuracy(model, shown, "styles")}
         save_evaluator(model, "styles", given.minutes, given.seed, labels=model.labels, widths=model.widths,

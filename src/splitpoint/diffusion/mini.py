@@ -2,7 +2,7 @@
 
 Four parts, as in Stable Diffusion 1.5: an autoencoder that shrinks 64 x 64 pixels to an 8 x 8 x 8 latent, a U-Net that
 removes noise from latents, a text encoder whose token embeddings steer it, and a noise schedule (the same scaled-linear
-one, so that a step means the same noise level). The folder is what ``diffusers.StableDiffusionPipeline`` reads and writes.
+one, so that a step means the same noise level). ``diffusers.StableDiffusionPipeline`` reads and writes the folder.
 ``python -m splitpoint.diffusion.mini --size small --out DIR --resume`` trains it again.
 """
 
@@ -50,7 +50,7 @@ class MiniSize:
         batch: images a training step of the U-Net.
         learning_rate: its peak.
         vae_minutes: minutes for the autoencoder.
-        unet_minutes: minutes for U-Net and text encoder; both budgets are for two CPU cores, or for a GPU with "large".
+        unet_minutes: minutes for U-Net and text encoder; both budgets are for one CPU core, with "large" for a GPU.
     """
 
     unet_channels: tuple[int, ...]
@@ -67,7 +67,7 @@ class MiniSize:
 
 SIZES = {
     "tiny": MiniSize((64, 96), 1, (False, True), (16, 32, 64, 96), 64, 1, 32, 2e-3, 0.0, 1.8),
-    "small": MiniSize((128, 160), 1, (False, True), (16, 32, 64, 96), 128, 2, 64, 1e-3, 30.0, 60.0),
+    "small": MiniSize((128, 160), 1, (False, True), (16, 32, 64, 96), 128, 2, 64, 1e-3, 25.0, 49.0),
     "large": MiniSize((256, 384), 2, (True, True), (64, 128, 192, 256), 256, 4, 256, 4e-4, 20.0, 40.0),
 }
 
@@ -140,6 +140,37 @@ def warn_unknown(prompts: str | Sequence[str], concepts: Sequence[str]) -> list[
     return unknown
 
 
+@torch.no_grad()
+def draw(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], seeds: Sequence[int], num_steps: int = 50,
+         guidance_scale: float = GUIDANCE_SCALE, batch: int = 32) -> np.ndarray:
+    """Generate one image for each prompt and seed.
+
+    Args:
+        pipe: any Stable-Diffusion-like pipeline.
+        prompts: one for all seeds, or one for each.
+        seeds: of the starting noise, one an image.
+        num_steps: denoising steps.
+        guidance_scale: how far the prompt pushes; 1 switches guidance off.
+        batch: images at once.
+
+    Returns:
+        uint8 (M, H, W, 3).
+
+    Raises:
+        ValueError: if prompts and seeds differ in number, or there are none.
+    """
+    seeds = list(seeds)
+    prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
+    if not seeds or len(prompts) != len(seeds):
+        raise ValueError(f"prompts has {len(prompts)} entries and seeds has {len(seeds)}; valid: as many, at least 1")
+    images = []
+    for start in range(0, len(seeds), batch):
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start:start + batch]]
+        images.append(pipe(prompts[start:start + batch], num_inference_steps=num_steps, guidance_scale=guidance_scale,
+                           generator=generators, output_type="np").images)
+    return (np.concatenate(images) * 255).round().astype(np.uint8)
+
+
 _FILLERS = {"a", "an", "the", "of", "with", "and", "in", "on", "picture", "emoji"}
 
 
@@ -184,7 +215,7 @@ def noise_scheduler() -> DDIMScheduler:
 
 
 def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
-    """CLIP's kind of tokenizer (byte pairs, ends of words marked), fitted so that each word of ``texts`` is one token."""
+    """CLIP's kind of tokenizer (byte pairs, ends of words marked), with each word of ``texts`` as one token."""
     from tokenizers import Tokenizer, trainers
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
@@ -205,9 +236,9 @@ def build_mini(size: MiniSize, seed: int = 0) -> MiniPipeline:
     tokenizer = build_tokenizer(words)
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=len(tokenizer), hidden_size=size.text_width, intermediate_size=4 * size.text_width,
-        projection_dim=size.text_width, num_hidden_layers=size.text_layers, num_attention_heads=max(1, size.text_width // 32),
-        max_position_embeddings=TOKENS, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id))
+        projection_dim=size.text_width, num_hidden_layers=size.text_layers,
+        num_attention_heads=max(1, size.text_width // 32), max_position_embeddings=TOKENS,
+        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
     vae = AutoencoderKL(
         in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * len(size.vae_channels),
         up_block_types=("UpDecoderBlock2D",) * len(size.vae_channels), block_out_channels=size.vae_channels,
@@ -217,8 +248,8 @@ def build_mini(size: MiniSize, seed: int = 0) -> MiniPipeline:
     up = tuple("CrossAttnUpBlock2D" if text_here else "UpBlock2D" for text_here in reversed(size.unet_attention))
     unet = UNet2DConditionModel(
         sample_size=PIXELS // 8, in_channels=8, out_channels=8, block_out_channels=size.unet_channels,
-        layers_per_block=size.unet_layers, down_block_types=down, up_block_types=up, cross_attention_dim=size.text_width,
-        attention_head_dim=4, norm_num_groups=32)
+        layers_per_block=size.unet_layers, down_block_types=down, up_block_types=up,
+        cross_attention_dim=size.text_width, attention_head_dim=4, norm_num_groups=32)
     return MiniPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=noise_scheduler(),
                         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
 
@@ -294,7 +325,7 @@ def encode_images(vae: AutoencoderKL, images: np.ndarray, batch: int = 64) -> tu
 
 @torch.no_grad()
 def whiten_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
-    """Fold a linear map into the two 1 x 1 convolutions around the latent: its channels become uncorrelated, variance 1."""
+    """Give each latent channel mean 0 and variance 1, by folding the scaling into the 1 x 1 convolutions around it."""
     mean, std = encode_images(vae, images[:: max(1, len(images) // 1500)])
     flat = mean.transpose(0, 1).flatten(1).double()
     centre, spread = flat.mean(1), flat.std(1)
@@ -311,8 +342,9 @@ def whiten_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
 # --- training the U-Net with the text encoder ---
 
 def train_mini(size: str = "small", out: Path | None = None, minutes: float | None = None,
-               concepts: Sequence[str] | None = None, styles: Sequence[str] = STYLES, seed: int = 0, resume: bool = False,
-               vae: AutoencoderKL | None = None, device: str | None = None, progress: bool = True) -> MiniPipeline:
+               concepts: Sequence[str] | None = None, styles: Sequence[str] = STYLES, seed: int = 0,
+               resume: bool = False, vae: AutoencoderKL | None = None, device: str | None = None,
+               progress: bool = True) -> MiniPipeline:
     """Train the miniature, and return it.
 
     Args:
@@ -331,7 +363,7 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
         the trained pipeline, on ``device``.
 
     Raises:
-        ValueError: for an unknown size, concept or style, a budget that is not positive, or a checkpoint of another size.
+        ValueError: for an unknown size, concept or style, a budget that is not positive, a checkpoint of another size.
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r} is not one of {', '.join(SIZES)}")
@@ -364,7 +396,8 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
             save_file(pipe.vae.state_dict(), kept)
     budget = shape.unet_minutes if minutes is None else minutes
     fit_denoiser(pipe, shown, budget, seed, shape.batch, shape.learning_rate,
-                 checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume, progress=progress)
+                 checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume,
+                 progress=progress)
     if out is not None:
         save_mini(pipe, out, shown.concepts, f"python -m splitpoint.diffusion.mini --size {size}", seed,
                   {**asdict(shape), "unet_minutes": budget, "styles": list(styles), "concepts": len(shown.concepts)})
@@ -374,7 +407,7 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
 def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, seed: int = 0, batch: int = 64,
                  learning_rate: float = 1e-3, checkpoint: Path | None = None, resume: bool = False,
                  progress: bool = True, on_checkpoint=None) -> list[float]:
-    """Train U-Net and text encoder together to predict the velocity of noised latents; keep a running mean of the weights.
+    """Train U-Net and text encoder to predict the velocity of noised latents, keeping a running mean of the weights.
 
     Args:
         pipe: trained in place; ends with the running mean.
@@ -424,7 +457,7 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
         ids = torch.where(torch.rand(batch, 1, generator=generator) < 0.1, empty, ids)
         noisy = schedule.add_noise(latents, noise, t).to(device).contiguous(memory_format=torch.channels_last)
         target = schedule.get_velocity(latents, noise, t).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16_is_fast(device)):
             context = text(ids.to(device)).last_hidden_state
             guess = unet(noisy, t.to(device), context).sample
         loss = (guess.float() - target).square().mean()
@@ -464,6 +497,12 @@ def _time_budget(minutes: float, spent: float, progress: bool, title: str):
         while (used := spent + (time.monotonic() - start) / 60) < minutes:
             yield used / minutes
             bar.update(max(0, round(60 * used) - bar.n))
+
+
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, peak: float, part: float, steps: int) -> None:
@@ -513,7 +552,7 @@ def _restore(path: Path, weights: dict, average: dict, optimizer, generator, los
 
 def _check_images(images: np.ndarray) -> None:
     shape = getattr(images, "shape", None)
-    if shape is None or len(shape) != 4 or shape[0] == 0 or shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
+    if shape is None or len(shape) != 4 or not shape[0] or shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
         raise ValueError(f"images has shape {shape} and type {getattr(images, 'dtype', type(images).__name__)}; "
                          f"valid: uint8 (M, {PIXELS}, {PIXELS}, 3), M >= 1")
 

@@ -1,0 +1,262 @@
+"""Personal models: one small LoRA a user, on top of the model that everyone shares.
+
+A user is a vendor whose drawings the shared model is tuned to, or a reader with pictures of their own:
+``personalize(images, prompts, out="my_style")``. ``python -m splitpoint.diffusion.personalize --style noto`` trains a
+vendor's again.
+"""
+
+import argparse
+import json
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
+
+from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, load_emoji
+from splitpoint.diffusion.mini import (NUM_TRAIN_STEPS, _bfloat16_is_fast, _quiet_loading, _set_rate, _step,
+                                       _time_budget, _tokens, draw, encode_images, load_mini, warn_unknown)
+from splitpoint.files import data_path, read_meta, write_meta
+
+RANK = 10
+WEIGHTS = "pytorch_lora_weights.safetensors"
+# Which layers get a LoRA: attention alone is too weak to carry a style.
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2",
+           "conv_in", "conv_out", "conv_shortcut"]
+
+
+def user_path(style: str) -> Path:
+    """The folder of a committed user's LoRA.
+
+    Raises:
+        ValueError: if there is none of that name, with the names there are.
+    """
+    if style not in users():
+        raise ValueError(f"style={style!r} has no personal model; there are: {', '.join(users()) or 'none'}")
+    return data_path("models", "users", style)
+
+
+def users() -> tuple[str, ...]:
+    """Names of the committed users."""
+    return tuple(style for style in STYLES if data_path("models", "users", style, WEIGHTS).exists())
+
+
+def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
+    """Load a personal model into a pipeline, and switch it on.
+
+    Args:
+        pipe: the shared model, changed in place; ``pipe.disable_lora()`` switches the user off again.
+        user: the name of a committed user, or a folder that ``personalize`` wrote.
+
+    Returns:
+        the adapter's name.
+
+    Raises:
+        ValueError: for an unknown user, damaged weights, or weights that were trained for another model.
+    """
+    folder = Path(user) if Path(user).is_dir() else user_path(str(user))
+    read_meta(folder / WEIGHTS)
+    name = folder.name.replace(".", "_")
+    if name not in getattr(pipe.unet, "peft_config", {}):
+        with _quiet_adapters():
+            try:
+                pipe.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=name)
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise ValueError(f"user={folder.name!r} does not fit this model: it was trained for another") from error
+    pipe.enable_lora()
+    pipe.set_adapters(name)
+    return name
+
+
+def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionPipeline | None = None,
+                out: Path | str | None = None, minutes: float = 3.0, rank: int = RANK, learning_rate: float = 1.5e-3,
+                batch: int = 32, seed: int = 0, name: str = "mine", progress: bool = True, **meta: object):
+    """Tune a LoRA to someone's pictures, and leave it switched on in the pipeline.
+
+    Args:
+        images: pictures of any size, PIL or uint8 arrays (H, W, 3); transparent ones are put on white.
+        prompts: what each shows, in words that the shared model knows.
+        pipe: the shared model; the miniature when left out.
+        out: folder to write; its name becomes the adapter's. Nothing is written when left out.
+        minutes: time budget on one core.
+        rank: of the LoRA; its file grows in proportion.
+        learning_rate: its peak.
+        batch: images a step, fewer where there are fewer.
+        seed: seed of weights, order and noise.
+        name: of the adapter, where ``out`` is left out.
+        progress: show a progress bar.
+        meta: entries for the sidecar, for instance the licence of the pictures.
+
+    Returns:
+        the pipeline with the new user switched on.
+
+    Raises:
+        ValueError: if the two lists differ in length or are empty, a prompt is empty, or a number is out of range.
+    """
+    images, prompts = list(images), list(prompts)
+    if not images or len(images) != len(prompts):
+        raise ValueError(f"images has {len(images)} entries and prompts has {len(prompts)}; "
+                         "valid: as many of both, at least 1")
+    if any(not isinstance(prompt, str) or not prompt.strip() for prompt in prompts):
+        raise ValueError(f"prompts={prompts!r} holds an empty prompt; valid: a text for every image")
+    if not minutes > 0 or not 1 <= rank <= 64:
+        raise ValueError(f"minutes={minutes!r}, rank={rank!r}; valid: minutes > 0, rank from 1 to 64")
+    pipe = load_mini() if pipe is None else pipe
+    warn_unknown(prompts, getattr(pipe, "concepts", ()))
+    name = Path(out).name.replace(".", "_") if out is not None else name
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    unet, device = pipe.unet, pipe.unet.device
+    for part in (unet, pipe.text_encoder, pipe.vae):
+        part.requires_grad_(False)
+    if name in getattr(unet, "peft_config", {}):
+        pipe.delete_adapters(name)
+    unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS), name)
+    pipe.enable_lora()
+    unet.set_adapter(name)
+    trained = [weight for weight in unet.parameters() if weight.requires_grad]
+    mean, std = encode_images(pipe.vae, np.stack([_picture(image) for image in images]))
+    scale = pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        contexts = pipe.text_encoder(_tokens(pipe.tokenizer, [*prompts, ""]).to(device)).last_hidden_state
+    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
+    unet.to(memory_format=torch.channels_last).train()
+    losses = []
+    for part in _time_budget(minutes, 0.0, progress, f"personal model {name}"):
+        _set_rate(optimizer, learning_rate, part, len(losses))
+        pick = torch.randint(len(mean), (batch,), generator=generator)
+        latents = scale * (mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator))
+        noise = torch.randn(latents.shape, generator=generator)
+        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * NUM_TRAIN_STEPS).long()
+        which = torch.where(torch.rand(batch, generator=generator) < 0.1, len(prompts), pick)
+        noisy = pipe.scheduler.add_noise(latents, noise, t).to(device).contiguous(memory_format=torch.channels_last)
+        target = _target(pipe.scheduler, latents, noise, t).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16_is_fast(device)):
+            guess = unet(noisy, t.to(device), contexts[which]).sample
+        loss = (guess.float() - target).square().mean()
+        _step(optimizer, loss, trained)
+        losses.append(loss.item())
+    unet.eval().requires_grad_(False)
+    if out is not None:
+        _save(pipe, name, Path(out), seed, {"minutes": minutes, "rank": rank, "learning_rate": learning_rate,
+                                            "batch": batch, "steps": len(losses), "images": len(images),
+                                            "final_loss": float(np.mean(losses[-50:]))}, meta)
+    return pipe
+
+
+def split_concepts(concepts: Sequence[str], share: float = 0.15, seed: int = 0) -> tuple[list[str], list[str]]:
+    """Which concepts a vendor's personal model is trained on, and which it never sees (two lists)."""
+    order = np.random.default_rng(seed).permutation(len(concepts))
+    held = set(order[: round(share * len(concepts))].tolist())
+    return [c for i, c in enumerate(concepts) if i not in held], [c for i, c in enumerate(concepts) if i in held]
+
+
+def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None, progress: bool = True) -> Path:
+    """Train the personal model of one vendor on most of the miniature's concepts, and save it.
+
+    Args:
+        style: one of ``STYLES``.
+        minutes: time budget on one core.
+        seed: seed of weights, order and noise; which concepts are held out never changes.
+        out: folder; ``data/models/users/<style>`` when left out.
+        progress: show a progress bar.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: for an unknown style.
+    """
+    if style not in STYLES:
+        raise ValueError(f"style={style!r} is not one of {', '.join(STYLES)}")
+    pipe = load_mini()
+    kept, held = split_concepts(pipe.concepts)
+    shown = load_emoji([style], kept)
+    out = data_path("models", "users", style) if out is None else Path(out)
+    personalize(shown.images, shown.prompts, pipe, out, minutes, seed=seed, progress=progress,
+                command=f"python -m splitpoint.diffusion.personalize --style {style}", held_out_concepts=held,
+                source=f"npm {SOURCES[style][0]}@{SOURCES[style][1]}", licence=SOURCES[style][3],
+                licence_url=SOURCES[style][4])
+    return out
+
+
+def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], seed: int = 0,
+                   num_steps: int = 50, among: Sequence[str] = STYLES) -> float:
+    """Share of a pipeline's images that the judge of styles gives to ``style``, among the given ones.
+
+    Args:
+        pipe: a pipeline, with or without a user switched on.
+        style: whose drawings they should look like.
+        prompts: one image each.
+        seed: seed of the first image; each next prompt has the next seed.
+        num_steps: denoising steps.
+        among: styles that the judge may name.
+    """
+    from splitpoint.diffusion.evaluators import load_style_classifier
+    judge = load_style_classifier()
+    images = draw(pipe, prompts, range(seed, seed + len(prompts)), num_steps)
+    columns = [judge.labels.index(name) for name in among]
+    said = judge.probabilities(images)[:, columns].argmax(1)
+    return float(np.mean([among[i] == style for i in said]))
+
+
+def _picture(image) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"images holds a {type(image).__name__}; valid: PIL images or uint8 arrays (H, W, 3)")
+    image = image.convert("RGBA")
+    page = Image.new("RGBA", (max(image.size),) * 2, "white")
+    page.alpha_composite(image, ((page.width - image.width) // 2, (page.height - image.height) // 2))
+    return np.asarray(page.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS))
+
+
+def _target(scheduler, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    return noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
+
+
+def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, settings: dict, meta: dict) -> None:
+    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet, adapter_name=name))
+    folder.mkdir(parents=True, exist_ok=True)
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers={key: value.to(torch.float16).contiguous() for key, value in state.items()},
+        weight_name=WEIGHTS)
+    command = meta.pop("command", "splitpoint.diffusion.personalize.personalize(images, prompts, out=...)")
+    write_meta(folder / WEIGHTS, kind="trained", command=command, seed=seed, settings=settings, **meta)
+
+
+@contextmanager
+def _quiet_adapters():
+    with _quiet_loading(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def main() -> None:
+    """Train vendors' personal models; print the style accuracy of each on concepts it was shown and on others."""
+    parser = argparse.ArgumentParser(description="Train the personal models of vendors.")
+    parser.add_argument("--style", nargs="+", choices=STYLES, default=["noto", "twemoji", "openmoji", "fluent"])
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only-report", action="store_true", help="train nothing")
+    given = parser.parse_args()
+    for style in given.style:
+        if not given.only_report:
+            train_user(style, given.minutes, given.seed)
+        pipe = load_mini()
+        kept, held = split_concepts(pipe.concepts)
+        report = {"style": style, "without": style_accuracy(pipe, style, held)}
+        attach_user(pipe, style)
+        report |= {"trained": style_accuracy(pipe, style, kept[:: max(1, len(kept) // 40)]),
+                   "held_out": style_accuracy(pipe, style, held)}
+        print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

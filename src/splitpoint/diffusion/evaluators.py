@@ -145,26 +145,33 @@ def _load_classifier(name: str) -> EmojiClassifier:
 
 # --- training ---
 
-def distort(pixels: torch.Tensor, generator: torch.Generator, colour: bool = True) -> torch.Tensor:
-    """Turn, scale, shift, recolour, blur and roughen pixels (M, 3, 64, 64) from -1 to 1, each image in its own way."""
+def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = False) -> torch.Tensor:
+    """Turn, scale, shift, recolour, blur and roughen pixels (M, 3, 64, 64) from -1 to 1, each image in its own way.
+
+    Args:
+        pixels: what to distort.
+        generator: of the random numbers.
+        gently: keep colours and lines nearly as they are, because a style lives in them.
+    """
     m = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(m, *shape, generator=generator)
 
-    angle, scale = uniform(-0.25, 0.25), uniform(0.85, 1.2)
-    stretch = uniform(0.9, 1.1)
+    strength = 0.3 if gently else 1.0
+    angle, scale = strength * uniform(-0.25, 0.25), 1 + strength * uniform(-0.15, 0.2)
+    stretch = 1 + strength * uniform(-0.1, 0.1)
     turn = torch.stack([torch.stack([angle.cos() * scale * stretch, -angle.sin() * scale, uniform(-0.12, 0.12)], 1),
                         torch.stack([angle.sin() * scale, angle.cos() * scale / stretch, uniform(-0.12, 0.12)], 1)], 1)
     grid = F.affine_grid(turn, list(pixels.shape), align_corners=False)
     ink = F.grid_sample(1 - pixels, grid, align_corners=False)
-    if colour:
+    if not gently:
         grey = ink.mean(1, keepdim=True)
         ink = grey + (ink - grey) * uniform(0.6, 1.3, 1, 1, 1)
         ink = ink * uniform(0.8, 1.15, 3, 1, 1)
     soft = F.avg_pool2d(F.pad(ink, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    ink = torch.lerp(ink, soft, uniform(0, 1, 1, 1, 1))
-    return (1 - ink + uniform(0, 0.12, 1, 1, 1) * torch.randn(ink.shape, generator=generator)).clamp(-1, 1)
+    ink = torch.lerp(ink, soft, strength * uniform(0, 1, 1, 1, 1))
+    return (1 - ink + strength * uniform(0, 0.12, 1, 1, 1) * torch.randn(ink.shape, generator=generator)).clamp(-1, 1)
 
 
 def fit_classifier(shown: Emoji, target: str, minutes: float, seed: int = 0, batch: int = 64,
@@ -204,7 +211,7 @@ def fit_classifier(shown: Emoji, target: str, minutes: float, seed: int = 0, bat
         _set_rate(optimizer, 2e-3, part, step)
         pick = torch.randint(len(answer), (batch,), generator=generator)
         which = torch.randint(len(versions), (batch,), generator=generator)
-        seen = distort(pixels[which, pick], generator, colour=target == "concepts")
+        seen = distort(pixels[which, pick], generator, gently=target == "styles")
         _step(optimizer, F.cross_entropy(model(seen), answer[pick], label_smoothing=0.1), weights)
     return model.eval()
 
@@ -352,7 +359,7 @@ def main() -> None:
         names = np.random.default_rng(given.seed).permutation(everything.concepts)
         held = sorted(set(names[: len(names) // 6]) - set(known))
         train = load_emoji(STYLES, sorted(set(names) - set(held)))
-        model = fit_classifier(train, "styles", given.minutes, given.seed, widths=(24, 48, 72, 96), vae=vae)
+        model = fit_classifier(train, "styles", given.minutes, given.seed, widths=(32, 48, 72, 96), vae=vae)
         report = {"unseen_concepts_accuracy": accuracy(model, load_emoji(STYLES, held), "styles"),
                   "seen_concepts_accuracy": accuracy(model, shown, "styles")}
         save_evaluator(model, "styles", given.minutes, given.seed, labels=model.labels, widths=model.widths,

@@ -37,7 +37,7 @@ profile: $(VENV)/.installed
 	$(BIN)/python -m splitpoint.diffusion.profile --out results/my_machine.csv
 
 train-mini: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.diffusion.mini --size $(SIZE) --out checkpoints/mini_$(SIZE)
+	$(BIN)/python -m splitpoint.diffusion.mini --size $(SIZE) --out data/models/mini --resume
 
 # write the students' notebooks; grade what is in notebooks/assignments/submitted
 assignments: $(VENV)/.extras

@@ -2,7 +2,8 @@
 
     python benchmarks/hybrid_overhead.py [--repeats 15] [--steps 50]
 
-Prints ratios, not seconds: repeats of the compared runs are interleaved, so that a slow minute slows all of them.
+Prints ratios of processor seconds, which other programs on the machine hardly change; repeats of the compared runs are
+interleaved, so that a slow minute slows all of them.
 """
 
 import argparse
@@ -48,14 +49,14 @@ def one_after_the_other(hybrid: HybridPipeline, splits: list[int]) -> None:
 
 
 def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, np.ndarray]:
-    """Seconds of each run in each repeat, after one warm-up of all."""
+    """Processor seconds of each run in each repeat, after one warm-up of all."""
     seconds = {name: [] for name in runs}
     for repeat in range(-1, repeats):
         for name in (list(runs) if repeat % 2 else list(runs)[::-1]):
-            start = time.perf_counter()
+            start = time.process_time()
             runs[name]()
             if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(time.process_time() - start)
     return {name: np.array(values) for name, values in seconds.items()}
 
 

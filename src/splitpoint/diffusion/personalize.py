@@ -7,6 +7,7 @@ vendor's again.
 
 import argparse
 import json
+import math
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from PIL import Image
 from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, load_emoji
 from splitpoint.diffusion.mini import (NUM_TRAIN_STEPS, _bfloat16_is_fast, _quiet_loading, _set_rate, _step,
                                        _time_budget, _tokens, draw, encode_images, load_mini, warn_unknown)
-from splitpoint.files import data_path, read_meta, write_meta
+from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 RANK = 10
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -246,16 +247,26 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-report", action="store_true", help="train nothing")
     given = parser.parse_args()
+    rows = []
     for style in given.style:
         if not given.only_report:
             train_user(style, given.minutes, given.seed)
         pipe = load_mini()
         kept, held = split_concepts(pipe.concepts)
-        report = {"style": style, "without": style_accuracy(pipe, style, held)}
-        attach_user(pipe, style)
-        report |= {"trained": style_accuracy(pipe, style, kept[:: max(1, len(kept) // 40)]),
-                   "held_out": style_accuracy(pipe, style, held)}
-        print(json.dumps(report))
+        sets = {"trained": kept[:: math.ceil(len(kept) / len(held))], "held_out": held}
+        for user in ("shared model", style):
+            if user == style:
+                attach_user(pipe, style)
+            for concepts, prompts in sets.items():
+                share = style_accuracy(pipe, style, prompts)
+                rows.append({"style": style, "model": user, "concepts": concepts, "images": len(prompts),
+                             "accuracy": share})
+                print(json.dumps(rows[-1]), flush=True)
+    text = ",".join(rows[0]) + "\n" + "".join(",".join(str(v) for v in row.values()) + "\n" for row in rows)
+    path = data_path("models", "users", "style_accuracy.csv")
+    write_atomically(path, text.encode())
+    write_meta(path, kind="measured", command="python -m splitpoint.diffusion.personalize --only-report", seed=0,
+               settings={"steps": 50, "judge": "evaluators/styles.safetensors, among all six styles"})
 
 
 if __name__ == "__main__":

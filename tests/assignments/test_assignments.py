@@ -16,6 +16,7 @@ from nbgrader import utils  # noqa: E402
 from nbgrader.nbgraderformat import MetadataValidator, ValidationError  # noqa: E402
 
 from tests.assignments import light  # noqa: E402
+from tests.assignments.other_answers import OTHER_ANSWERS  # noqa: E402
 from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell  # noqa: E402
 
 pytestmark = [pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
@@ -23,6 +24,9 @@ pytestmark = [pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
 COURSE = project_root() / "notebooks" / "assignments"
 NAMES = sorted(path.name for path in COURSE.joinpath("source").iterdir() if path.is_dir())
 SEEDS = (2026, 31)
+#: What the tests change in the notebooks, so that training takes seconds. In 12 800 decisions the source solution reached
+#: an optimality of 0.932 … 0.980 (ten seeds), simple policies reach about 0.75.
+SHORTENED = {"ps4_settings": [("DECISIONS = 150_000", "DECISIONS = 12_800"), ("DEMANDED = 0.98", "DEMANDED = 0.85")]}
 
 _specification = importlib.util.spec_from_file_location("grade", COURSE / "grade.py")
 grade = importlib.util.module_from_spec(_specification)
@@ -37,7 +41,16 @@ def source(name: str, seed: int = SEEDS[0]) -> nbformat.NotebookNode:
     assert changes == 1, "the course's seed is set in header.ipynb"
     notebook = nbformat.read(COURSE / "source" / name / f"{name}.ipynb", as_version=4)
     notebook.cells = header.cells + notebook.cells
+    shorten(notebook)
     return notebook
+
+
+def shorten(notebook: nbformat.NotebookNode) -> None:
+    for grade_id, changes in SHORTENED.items():
+        for before, after in changes if grade_id in cells_by_id(notebook) else ():
+            cell = cells_by_id(notebook)[grade_id]
+            assert cell.source.count(before) == 1
+            cell.source = cell.source.replace(before, after)
 
 
 def cells_by_id(notebook: nbformat.NotebookNode) -> dict[str, nbformat.NotebookNode]:
@@ -55,6 +68,10 @@ def course(tmp_path_factory):
     folder = tmp_path_factory.mktemp("course")
     shutil.copytree(COURSE / "source", folder / "source")
     shutil.copy(COURSE / "nbgrader_config.py", folder)
+    for path in folder.glob("source/*/*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        shorten(notebook)
+        nbformat.write(notebook, path)
     grade.release(folder)
     return folder
 
@@ -94,6 +111,13 @@ def test_conventions(name):
 def test_source_solution_gets_full_marks(name, seed):
     notebook = source(name, seed)
     assert light.scores(notebook, {}) == points_of(notebook)
+
+
+@pytest.mark.parametrize("name", OTHER_ANSWERS)
+def test_other_right_answers_get_full_marks(name):
+    notebook = source(name, SEEDS[1])
+    assert set(OTHER_ANSWERS[name]) <= set(cells_by_id(notebook))
+    assert light.scores(notebook, OTHER_ANSWERS[name]) == points_of(notebook)
 
 
 @pytest.mark.parametrize("name", NAMES)

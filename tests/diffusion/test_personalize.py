@@ -1,0 +1,88 @@
+"""Personal models: small, each its own, off without a trace, and open to a reader's own pictures."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from splitpoint.diffusion.mini import build_mini, draw, load_mini
+from splitpoint.diffusion.personalize import (WEIGHTS, attach_user, personalize, split_concepts, style_accuracy,
+                                              train_user, user_path, users)
+from splitpoint.files import read_meta
+
+from .test_mini import SMALLEST
+
+
+@pytest.fixture
+def pipe():
+    return load_mini()
+
+
+def test_at_least_four_users_small_and_with_the_licence_of_what_they_saw():
+    assert len(users()) >= 4
+    for style in users():
+        file = user_path(style) / WEIGHTS
+        meta = read_meta(file)
+        assert file.stat().st_size < 1.5e6 and meta["kind"] == "trained" and meta["licence"]
+        assert all("lora" in key for key in load_file(file))
+
+
+def test_users_differ_and_leave_no_trace_when_off(pipe):
+    shared = draw(pipe, "rocket", [3], 5)
+    own = []
+    for style in users()[:2]:
+        attach_user(pipe, style)
+        own.append(draw(pipe, "rocket", [3], 5))
+    pipe.disable_lora()
+    np.testing.assert_array_equal(draw(pipe, "rocket", [3], 5), shared)
+    for a, b in ((own[0], shared), (own[1], shared), (own[0], own[1])):
+        assert np.abs(a.astype(int) - b).mean() > 1
+
+
+def test_a_user_pulls_the_images_towards_its_own_style(pipe):
+    prompts = ["rocket", "red apple", "birthday cake", "guitar", "umbrella", "octopus", "tulip", "pizza"]
+    before = style_accuracy(pipe, "openmoji", prompts, num_steps=10)
+    attach_user(pipe, "openmoji")
+    assert style_accuracy(pipe, "openmoji", prompts, num_steps=10) >= max(0.5, before)
+
+
+def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
+    pictures = [Image.new("RGBA", (90, 40), (255, 0, 0, 128)), np.full((30, 30, 3), 200, np.uint8)]
+    personalize(pictures, ["rocket", "a red apple"], pipe, tmp_path / "reader", minutes=0.01, rank=2, progress=False)
+    mine = draw(pipe, "rocket", [3], 3)
+    other = load_mini()
+    assert attach_user(other, tmp_path / "reader") == "reader"
+    assert np.abs(draw(other, "rocket", [3], 3).astype(int) - mine).mean() < 1
+
+
+@pytest.mark.parametrize(("images", "prompts", "more", "says"), [
+    ([], [], {}, "images has 0"), ([Image.new("RGB", (8, 8))], ["a", "b"], {}, "1 entries and prompts has 2"),
+    ([Image.new("RGB", (8, 8))], [" "], {}, "empty prompt"),
+    ([Image.new("RGB", (8, 8))], ["rocket"], {"rank": 0}, "rank=0"),
+    (["a.png"], ["rocket"], {}, "holds a str")])
+def test_bad_requests_are_refused(pipe, images, prompts, more, says):
+    with pytest.raises(ValueError, match=says):
+        personalize(images, prompts, pipe, minutes=more.pop("minutes", 0.01), progress=False, **more)
+
+
+def test_unknown_damaged_and_foreign_users_are_refused(tmp_path, pipe):
+    with pytest.raises(ValueError, match="nobody"):
+        attach_user(pipe, "nobody")
+    with pytest.raises(ValueError, match="apple"):
+        train_user("apple")
+    with pytest.raises(ValueError, match="trained for another"):
+        attach_user(build_mini(SMALLEST), users()[0])
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in user_path(users()[0]).iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    (damaged / WEIGHTS).write_bytes((damaged / WEIGHTS).read_bytes()[:-9])
+    with pytest.raises(ValueError, match="checksum"):
+        attach_user(pipe, damaged)
+
+
+def test_held_out_concepts_are_held_out_and_stay_the_same(pipe):
+    kept, held = split_concepts(pipe.concepts)
+    assert not set(kept) & set(held) and len(kept) + len(held) == len(pipe.concepts)
+    assert 0.1 < len(held) / len(pipe.concepts) < 0.2
+    assert all(read_meta(user_path(style) / WEIGHTS)["held_out_concepts"] == held for style in users())

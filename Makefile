@@ -36,8 +36,10 @@ $(VENV)/.extras: $(VENV)/.installed
 profile: $(VENV)/.installed
 	$(BIN)/python -m splitpoint.diffusion.profile --out results/my_machine.csv
 
+# train the miniature again (SIZE=large: a bigger one, for a GPU, into checkpoints/)
 train-mini: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.diffusion.mini --size $(SIZE) --out data/models/mini --resume
+	$(BIN)/python -m splitpoint.diffusion.mini --size $(SIZE) --resume \
+	    --out $(if $(filter small,$(SIZE)),data/models/mini,checkpoints/mini_$(SIZE))
 
 # write the students' notebooks; grade what is in notebooks/assignments/submitted
 assignments: $(VENV)/.extras

@@ -580,7 +580,7 @@ def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> Stabl
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No loading bars, and no remark that an adapter leaves the text encoder alone."""
+    """No loading bars, and no remarks about what an adapter leaves alone."""
     loudness = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -588,6 +588,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            # a LoRA file lists its layers but no rule that names them; peft guesses one and finds it too wide
+            warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
             yield
     finally:
         logging.set_verbosity(loudness)

@@ -350,6 +350,15 @@ def test_a_full_edge_refuses_more(models):
         hybrid(models, max_batch=2).edge_phase("cat", 1, [1, 2, 3])
 
 
+def test_the_miniature_and_its_users_are_the_default():
+    whole = hybrid_generate("red apple", ["noto", "openmoji"], 3, num_steps=3)
+    shared = hybrid_generate("red apple", ["noto", "openmoji"], 0, num_steps=3)
+    assert torch.equal(*shared.latents) and not torch.allclose(*whole.latents, atol=0.05)
+    assert [image.size for image in whole.images] == [(64, 64)] * 2 and whole.packets[0].guidance_scale == 3.0
+    with pytest.raises(ValueError, match="user='apple' is unknown; there are noto, twemoji, openmoji, fluent"):
+        hybrid_generate("red apple", "apple", 3, num_steps=3)
+
+
 def test_pictures_lie_between_zero_and_one(models):
     pictures = decode(models[0], torch.randn(2, 4, 8, 8) * 9)
     assert pictures.shape == (2, 3, 16, 16) and 0 <= pictures.min() < pictures.max() <= 1

@@ -1,3 +1,4 @@
+from dataclasses import asdict
 from threading import Event
 
 import numpy as np
@@ -7,10 +8,11 @@ import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
-from splitpoint.diffusion.quality import (Calibration, Evaluators, PooledCLIP, calibrate, deep_feature_distance,
-                                          distances_between_users, load_calibration, load_clip, measure_pai,
-                                          noise_seed, save_calibration, stable_diffusion_evaluators, summarize_pai,
-                                          text_scores)
+from splitpoint.diffusion.quality import (MINI_USERS, Calibration, Evaluators, PooledCLIP, calibrate,
+                                          deep_feature_distance, distances_between_users, load_calibration, load_clip,
+                                          measure_pai, mini_evaluators, mini_prompts, noise_seed, real_pictures,
+                                          save_calibration, stable_diffusion_evaluators, summarize_pai, text_scores)
+from splitpoint.files import data_path, read_meta
 
 from .tiny_pipeline import make_pipeline, make_tokenizer, save_adapter
 
@@ -211,3 +213,28 @@ def test_the_stable_diffusion_judges_load_and_resize(clip_folder, monkeypatch):
     torch.testing.assert_close(judges.distance(one, other), torch.tensor([0.5, 0.5]))
     assert seen == {"net_type": "alex", "reduction": "none", "normalize": True, "shape": (2, 3, 256, 256)}
     assert 0 <= text_scores(one, ["cat", "dog"], judges.clip)[0] <= 1
+
+
+def test_the_committed_measurement_is_complete_and_follows_from_its_calibration():
+    table, calibration = pd.read_csv(data_path("quality", "pai_mini.csv")), load_calibration()
+    settings = read_meta(data_path("quality", "pai_mini.csv"))["settings"]
+    assert settings["calibration"] == asdict(calibration)
+    assert set(table["prompt"]) == set(mini_prompts()) and set(table["user"]) == set(MINI_USERS)
+    cells = table.groupby(["prompt", "user", "seed", "split_point"]).size()
+    assert len(cells) == len(table) == 20 * 4 * table["seed"].nunique() * 11 and table["seed"].nunique() >= 2
+    apart = table.groupby(["prompt", "seed", "split_point"])["distance"].transform("mean")
+    np.testing.assert_allclose(table["pai"], calibration.pai(table["text_score"], apart), rtol=1e-3, atol=1e-5)
+    curve = summarize_pai(table)["mean"]
+    assert curve.is_monotonic_increasing and curve.iloc[0] < 0.1
+
+
+def test_the_committed_judges_agree_with_the_calibration():
+    real = real_pictures(MINI_USERS, mini_prompts()[:5])
+    judges, calibration = mini_evaluators(), load_calibration()
+    found = calibrate(judges, real, mini_prompts()[:5])
+    assert found.real_score == pytest.approx(calibration.real_score, rel=0.2)
+    assert found.real_distance == pytest.approx(calibration.real_distance, rel=0.3)
+    assert judges.distance(real[:, 0], real[:, 0]).max() == 0
+    assert set(judges.style(real[0])) <= {"noto", "twemoji", "openmoji", "fluent", "blob", "emojione"}
+    with pytest.raises(ValueError, match="unknown"):
+        real_pictures(MINI_USERS, ["birthday cake", "quasar"])

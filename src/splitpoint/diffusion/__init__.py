@@ -13,7 +13,6 @@ _HOMES = {
     "profile_step_latency": "profile",
     "load_emoji": "emoji",
     "load_mini": "mini",
-    "personalize": "personalize",
     "HybridPipeline": "hybrid",
     "hybrid_generate": "hybrid",
     "measure_pai": "quality",

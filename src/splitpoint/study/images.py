@@ -18,7 +18,7 @@ PARTS = {
 
 
 def picture_grid(pictures, row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), title: str = "",
-                 inches: float = 1.05) -> plt.Figure:
+                 inches: float = 0.9) -> plt.Figure:
     """Pictures in rows and columns.
 
     Args:
@@ -29,7 +29,7 @@ def picture_grid(pictures, row_labels: Sequence[str] = (), column_labels: Sequen
         inches: edge length of one picture.
     """
     rows = [[_array(picture) for picture in row] for row in pictures]
-    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False,
+    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, dpi=72,  # a pixel for each of the picture's
                                 figsize=(inches * len(rows[0]) + 0.9, inches * len(rows) + 0.5))
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):

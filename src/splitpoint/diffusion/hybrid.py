@@ -558,7 +558,8 @@ def _switch(pipeline: StableDiffusionPipeline, adapter: str | None) -> None:
         for layer in model.modules():
             if isinstance(layer, BaseTunerLayer):
                 mine = adapter is not None and adapter in layer.scaling
-                layer.enable_adapters(mine)
+                if mine or not layer.disable_adapters:  # switching off what is off already costs milliseconds
+                    layer.enable_adapters(mine)
                 if mine:
                     layer.set_adapter(adapter)
                 found |= mine

@@ -136,7 +136,7 @@ class HybridPipeline:
         if batching not in BATCHINGS:
             raise ValueError(f"batching={batching!r} is not one of {', '.join(BATCHINGS)}")
         with adapter_on(self.pipeline, None) as pipeline:
-            scheduler = _make_scheduler(self.scheduler, self.scheduler_config, self.num_steps, pipeline.unet.device)
+            scheduler = _make_scheduler(self.scheduler, self.scheduler_config, self.num_steps, pipeline)
             contexts = _encode(pipeline, prompts, self.guidance_scale)
             rows: dict[object, _Row] = {}
             keys = [(prompt, seed) if share_runs else i for i, (prompt, seed) in enumerate(zip(prompts, seeds))]
@@ -188,7 +188,7 @@ class HybridPipeline:
             if _run_of(packet) != _run_of(first):
                 raise ValueError("packets of one batch must agree on num_steps, guidance_scale and scheduler")
         with user.model() as pipeline:
-            scheduler = _make_scheduler(first.scheduler, first.scheduler_config, first.num_steps, pipeline.unet.device)
+            scheduler = _make_scheduler(first.scheduler, first.scheduler_config, first.num_steps, pipeline)
             contexts = _encode(pipeline, [p.prompt for p in packets if p.embeddings is None], first.guidance_scale)
             rows = [_row_of(packet, pipeline, scheduler, contexts) for packet in packets]
             _denoise(pipeline.unet, scheduler, rows, first.guidance_scale, False, on_step,
@@ -375,9 +375,8 @@ def scheduler_config(pipeline: StableDiffusionPipeline, scheduler: str) -> dict:
 
 def starting_noise(pipeline: StableDiffusionPipeline, scheduler, seed: int) -> torch.Tensor:
     """The latent before the first step, (channels, height, width): drawn on the CPU so that every device agrees."""
-    unet = pipeline.unet
-    noise = torch.randn((1, *_latent_shape(unet)), generator=torch.Generator().manual_seed(seed))[0]
-    return noise.to(unet.device, unet.dtype) * scheduler.init_noise_sigma
+    noise = torch.randn((1, *_latent_shape(pipeline.unet)), generator=torch.Generator().manual_seed(seed))[0]
+    return noise.to(**_place(pipeline)) * scheduler.init_noise_sigma
 
 
 @torch.no_grad()
@@ -476,7 +475,7 @@ def _history(scheduler, place: int) -> tuple[torch.Tensor, ...]:
 
 
 def _row_of(packet: Packet, pipeline, scheduler, contexts: dict[str, torch.Tensor]) -> _Row:
-    here = {"device": pipeline.unet.device, "dtype": pipeline.unet.dtype}
+    here = _place(pipeline)
     latent = starting_noise(pipeline, scheduler, packet.seed) if packet.latent is None else packet.latent.to(**here)
     context = contexts[packet.prompt] if packet.embeddings is None else packet.embeddings.to(**here)
     return _Row(latent, context, packet.step, tuple(item.to(**here) for item in packet.history), {packet.num_steps})
@@ -534,16 +533,23 @@ def _is_many(values: object) -> bool:
 
 def _encode(pipeline: StableDiffusionPipeline, prompts: list[str], guidance_scale: float) -> dict[str, torch.Tensor]:
     """Each prompt's embeddings, (1 or 2, tokens, width); one by one, so that edge and device agree to the last bit."""
-    text = lambda prompt: pipeline.encode_prompt(prompt, pipeline.unet.device, 1, False)[0]  # noqa: E731
+    here = _place(pipeline)
+    text = lambda prompt: pipeline.encode_prompt(prompt, here["device"], 1, False)[0]  # noqa: E731
     prompts = list(dict.fromkeys(prompts))
     empty = [text("")] if guidance_scale > 1 and prompts else []
-    return {prompt: torch.cat([text(prompt), *empty]).to(pipeline.unet.dtype) for prompt in prompts}
+    return {prompt: torch.cat([text(prompt), *empty]).to(**here) for prompt in prompts}
 
 
-def _make_scheduler(name: str, config: dict, num_steps: int, device: torch.device):
+def _make_scheduler(name: str, config: dict, num_steps: int, pipeline: StableDiffusionPipeline):
     scheduler = _SCHEDULERS[name][0](**config)
-    scheduler.set_timesteps(num_steps, device=device)
+    scheduler.set_timesteps(num_steps, device=_place(pipeline)["device"])
     return scheduler
+
+
+def _place(pipeline: StableDiffusionPipeline) -> dict:
+    """Where the denoiser's numbers live and of which type; diffusers' own properties walk all layers for it."""
+    weight = next(pipeline.unet.parameters())
+    return {"device": weight.device, "dtype": weight.dtype}
 
 
 def _latent_shape(unet) -> tuple[int, int, int]:

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from peft import get_peft_model_state_dict
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from splitpoint.diffusion.hybrid import load_users
 from splitpoint.diffusion.mini import build_mini, draw, load_mini
 from splitpoint.diffusion.personalize import (WEIGHTS, attach_user, personalize, split_concepts, style_accuracy,
                                               train_user, user_path, users)
@@ -86,3 +89,21 @@ def test_held_out_concepts_are_held_out_and_stay_the_same(pipe):
     assert not set(kept) & set(held) and len(kept) + len(held) == len(pipe.concepts)
     assert 0.1 < len(held) / len(pipe.concepts) < 0.2
     assert all(read_meta(user_path(style) / WEIGHTS)["held_out_concepts"] == held for style in users())
+
+
+@pytest.mark.parametrize("style", ["noto", "twemoji", "openmoji", "fluent"])
+def test_every_layer_of_a_users_file_is_loaded(pipe, style):
+    name = attach_user(pipe, style)
+    loaded = get_peft_model_state_dict(pipe.unet, adapter_name=name)
+    saved = {key.removeprefix("unet."): value for key, value in load_file(user_path(style) / WEIGHTS).items()}
+    assert set(loaded) == set(saved)
+    assert all(torch.equal(loaded[key].half(), saved[key]) for key in saved)
+
+
+def test_a_file_in_two_namings_is_refused_instead_of_loaded_by_half(tmp_path, pipe):
+    state = load_file(user_path("noto") / WEIGHTS)
+    mixed = {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if "attn" in key else key: value
+             for key, value in state.items()}
+    save_file(mixed, tmp_path / WEIGHTS)
+    with pytest.raises(ValueError, match="142 tensors of which"):
+        load_users(load_mini(), {"noto": tmp_path})

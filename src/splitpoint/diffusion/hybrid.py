@@ -25,7 +25,7 @@ from diffusers.utils import logging
 from huggingface_hub import file_exists, hf_hub_download
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -595,8 +595,6 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            # a LoRA file lists its layers but no rule that names them; peft guesses one and finds it too wide
-            warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
             yield
     finally:
         logging.set_verbosity(loudness)
@@ -633,8 +631,21 @@ def _add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, name: str)
                 pipeline.load_lora_weights(str(file), adapter_name=adapter)
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {error}") from error
+    _check_complete(pipeline, file, adapter)
     _switch(pipeline, None)
     return adapter
+
+
+def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str) -> None:
+    """Refuse a file of which only a part was loaded: a mixture of two namings loses layers without a word."""
+    parts = [getattr(pipeline, part) for part in ("unet", "text_encoder")]
+    loaded = sum(len(get_peft_model_state_dict(part, adapter_name=adapter))
+                 for part in parts if adapter in getattr(part, "peft_config", {}))
+    with safe_open(file, "pt") as weights:
+        listed = sum(".alpha" not in key for key in weights.keys())
+    if loaded != listed:
+        raise ValueError(f"personal={file.parent.name!r} lists {listed} tensors of which {loaded} were loaded; "
+                         "its keys must follow one naming")
 
 
 def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> StableDiffusionPipeline:

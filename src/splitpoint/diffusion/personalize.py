@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
@@ -223,7 +222,7 @@ def _target(scheduler, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tens
 
 
 def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, settings: dict, meta: dict) -> None:
-    state = convert_state_dict_to_diffusers(get_peft_model_state_dict(pipe.unet, adapter_name=name))
+    state = get_peft_model_state_dict(pipe.unet, adapter_name=name)  # one naming for all layers, or some would be lost
     folder.mkdir(parents=True, exist_ok=True)
     StableDiffusionPipeline.save_lora_weights(
         folder, unet_lora_layers={key: value.to(torch.float16).contiguous() for key, value in state.items()},

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from splitpoint.files import project_root
 from splitpoint.offloading import AccuracyModel, Fit, LatencyModel, confidence_band, optimal_split
@@ -35,10 +36,16 @@ QUANTITIES = {
 AXES = {"num_users": "users in the window", "num_edge_gpus": "edge GPUs"}
 
 
-def use_style() -> None:
-    """Set the style of all figures; called once at the top of a notebook."""
+def use_style(compact: bool = False) -> None:
+    """Set the style of all figures; called once at the top of a notebook.
+
+    Args:
+        compact: embed figures as JPEG, for a notebook with so many that PNG would make it large; files stay PNG and PDF.
+    """
+    if compact:
+        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rcParams.update({"figure.dpi": 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8), "axes.titlesize": 10,
+    mpl.rcParams.update({"figure.dpi": 68 if compact else 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8), "axes.titlesize": 10,
                          "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 8.5,
                          "lines.markersize": 5, "figure.constrained_layout.use": True, "pdf.fonttype": 42})
 

@@ -57,6 +57,38 @@ def test_same_model_on_both_sides_is_the_unsplit_run_bit_for_bit(models, schedul
         assert torch.equal(run.generate("cat", "me", split, seed=5).latents, unsplit), split
 
 
+OTHER_SPACINGS = [("ddim", {"timestep_spacing": "trailing"}), ("euler", {"use_karras_sigmas": True}),
+                  ("euler", {"use_exponential_sigmas": True}), ("dpmsolver++", {"use_karras_sigmas": True})]
+
+
+@pytest.mark.parametrize("scheduler, options", OTHER_SPACINGS)
+def test_other_spacings_of_the_steps_split_just_as_exactly(models, scheduler, options):
+    run = hybrid(models, scheduler=scheduler, scheduler_options=options)
+    assert not torch.equal(run.noise_levels(), hybrid(models, scheduler=scheduler).noise_levels())
+    unsplit = run.generate("cat", "me", 0, seed=5).latents
+    assert not torch.equal(unsplit, hybrid(models, scheduler=scheduler).generate("cat", "me", 0, seed=5).latents)
+    for split in (1, 3, STEPS):
+        assert torch.equal(run.generate("cat", "me", split, seed=5).latents, unsplit), split
+
+
+def test_noise_levels_fall_and_are_the_same_for_every_scheduler(models):
+    leading = {"timestep_spacing": "leading"}
+    levels = {name: hybrid(models, scheduler=name, scheduler_options=leading).noise_levels() for name in SCHEDULERS}
+    for level in levels.values():
+        assert level.shape == (STEPS + 1,) and (level.diff() < 0).all()
+    torch.testing.assert_close(levels["ddim"][:-1], levels["euler"][:-1])
+    clean = models[0].scheduler.alphas_cumprod
+    step = levels["ddim"][2]  # x = sqrt(a) (clean + sigma noise)
+    assert ((1 - clean) / clean).sqrt().sub(step).abs().min() < 1e-6
+
+
+def test_unknown_scheduler_options_are_refused(models):
+    with pytest.raises(ValueError, match="scheduler_options holds 'karras'; valid for 'ddim': .*timestep_spacing"):
+        hybrid(models, scheduler_options={"karras": True})
+    with pytest.raises(ValueError, match="'clip_sample'"):
+        hybrid(models, scheduler_options={"clip_sample": True})
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_a_batch_of_mixed_splits_agrees_with_single_runs(models, scheduler):
     run = hybrid(models, scheduler=scheduler)

@@ -131,7 +131,7 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
                      checkpoint=checkpoint, resume=True, progress=False)
 
 
-def test_a_tiny_one_learns_in_the_notebook(tmp_path, pipe):
+def test_a_tiny_one_is_trained_saved_and_read_back(tmp_path, pipe):
     trained = train_mini("tiny", tmp_path / "tiny", minutes=0.02, concepts=["rocket", "red apple"], vae=pipe.vae,
                          progress=False)
     image = trained("rocket", num_inference_steps=2, output_type="np").images[0]

@@ -7,11 +7,11 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from splitpoint.diffusion.hybrid import load_users
+from splitpoint.diffusion.hybrid import adapter_name, load_users
 from splitpoint.diffusion.mini import build_mini, draw, load_mini
 from splitpoint.diffusion.personalize import (WEIGHTS, attach_user, personalize, split_concepts, style_accuracy,
                                               train_user, user_path, users)
-from splitpoint.files import read_meta
+from splitpoint.files import read_meta, write_meta
 
 from .test_mini import SMALLEST
 
@@ -62,10 +62,15 @@ def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
     ([], [], {}, "images has 0"), ([Image.new("RGB", (8, 8))], ["a", "b"], {}, "1 entries and prompts has 2"),
     ([Image.new("RGB", (8, 8))], [" "], {}, "empty prompt"),
     ([Image.new("RGB", (8, 8))], ["rocket"], {"rank": 0}, "rank=0"),
+    ([Image.new("RGB", (8, 8))], ["rocket"], {"minutes": 0}, "minutes=0"),
+    ([Image.new("RGB", (8, 8))], ["rocket"], {"learning_rate": float("nan")}, "learning_rate=nan"),
+    ([Image.new("RGB", (8, 8))], ["rocket"], {"batch": 0}, "batch=0"),
     (["a.png"], ["rocket"], {}, "holds a str")])
 def test_bad_requests_are_refused(pipe, images, prompts, more, says):
+    before = set(getattr(pipe.unet, "peft_config", {}))
     with pytest.raises(ValueError, match=says):
-        personalize(images, prompts, pipe, minutes=more.pop("minutes", 0.01), progress=False, **more)
+        personalize(images, prompts, pipe, **{"minutes": 0.01, "progress": False, **more})
+    assert set(getattr(pipe.unet, "peft_config", {})) == before  # refused before anything is changed
 
 
 def test_unknown_damaged_and_foreign_users_are_refused(tmp_path, pipe):
@@ -73,7 +78,7 @@ def test_unknown_damaged_and_foreign_users_are_refused(tmp_path, pipe):
         attach_user(pipe, "nobody")
     with pytest.raises(ValueError, match="apple"):
         train_user("apple")
-    with pytest.raises(ValueError, match="trained for another"):
+    with pytest.raises(ValueError, match="not a LoRA for this model"):
         attach_user(build_mini(SMALLEST), users()[0])
     damaged = tmp_path / "damaged"
     damaged.mkdir()
@@ -105,5 +110,8 @@ def test_a_file_in_two_namings_is_refused_instead_of_loaded_by_half(tmp_path, pi
     mixed = {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if "attn" in key else key: value
              for key, value in state.items()}
     save_file(mixed, tmp_path / WEIGHTS)
-    with pytest.raises(ValueError, match="142 tensors of which"):
-        load_users(load_mini(), {"noto": tmp_path})
+    write_meta(tmp_path / WEIGHTS, kind="trained", command="here")
+    for load in (lambda: load_users(pipe, {"half": tmp_path}), lambda: attach_user(pipe, tmp_path)):
+        with pytest.raises(ValueError, match="142 tensors of which"):
+            load()
+        assert not {"half", adapter_name(tmp_path.name)} & set(getattr(pipe.unet, "peft_config", {}))  # nothing of it is left behind

@@ -85,13 +85,17 @@ def test_operations_are_counted_as_by_hand():
     assert flops[1] - flops[0] == added
 
 
-def test_guidance_is_the_models_answer_to_both_halves(tiny):
+def test_guidance_combines_the_models_answers_to_a_doubled_batch(tiny, monkeypatch):
     model = profile.build_model(tiny, torch.float32, "cpu")
     inputs = profile._inputs(tiny, 2, torch.float32, "cpu")
     plain = profile.DenoisingStep(model, tiny)._predict(*inputs)
-    guided = profile.DenoisingStep(model, tiny, guidance=True)._predict(*inputs)
-    torch.testing.assert_close(plain, guided, rtol=1e-4, atol=1e-5)  # same prompt twice: guidance changes nothing
+    step = profile.DenoisingStep(model, tiny, guidance=True)
+    torch.testing.assert_close(plain, step._predict(*inputs), rtol=1e-4, atol=1e-5)  # same prompt twice: no change
     assert torch.isfinite(plain).all() and plain.std() > 0
+    without, with_prompt = torch.randn(2, 2, 4, 8, 8)
+    monkeypatch.setattr(profile, "_predict", lambda model, architecture, latents, steps, context: (
+        torch.cat([without, with_prompt]) if len(latents) == len(steps) == len(context) == 4 else None))
+    torch.testing.assert_close(step._predict(*inputs), without + 7.5 * (with_prompt - without))
 
 
 def test_an_interrupted_profile_continues_and_keeps_what_it_has(tiny, tmp_path, monkeypatch):

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
+from splitpoint.diffusion.evaluators import PooledCLIP
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
-from splitpoint.diffusion.quality import (MINI_USERS, Calibration, Evaluators, PooledCLIP, calibrate,
+from splitpoint.diffusion.quality import (MINI_USERS, SCHEDULES, Calibration, Evaluators, calibrate,
                                           deep_feature_distance, distances_between_users, load_calibration, load_clip,
                                           measure_pai, mini_evaluators, mini_prompts, noise_seed, real_pictures,
                                           save_calibration, stable_diffusion_evaluators, summarize_pai, text_scores)
@@ -58,7 +59,7 @@ def measure(hybrid, judges):
     return run
 
 
-def test_the_table_holds_every_sample_and_its_index_follows_from_its_parts(measure):
+def test_the_table_holds_every_sample_and_its_index_follows_from_its_parts(measure, hybrid):
     table = measure()
     assert len(table) == 2 * 2 * 3 * 3 and not table.isna().any().any()
     assert not table.duplicated(["prompt", "user", "seed", "split_point"]).any()
@@ -67,6 +68,8 @@ def test_the_table_holds_every_sample_and_its_index_follows_from_its_parts(measu
     assert (table["style_ok"] == (table["style"] == table["user"])).all()
     assert (table.query("split_point == 0")["distance"] == 0).all()
     assert table.groupby("split_point")["distance"].mean().is_monotonic_increasing
+    levels = hybrid.noise_levels()
+    np.testing.assert_allclose(table["sigma"], levels[4 - table["split_point"].to_numpy()], rtol=1e-4)
 
 
 def test_samples_are_the_pictures_that_hybrid_inference_draws(measure, hybrid, judges):
@@ -226,6 +229,16 @@ def test_the_committed_measurement_is_complete_and_follows_from_its_calibration(
     np.testing.assert_allclose(table["pai"], calibration.pai(table["text_score"], apart), rtol=1e-3, atol=1e-5)
     curve = summarize_pai(table)["mean"]
     assert curve.is_monotonic_increasing and curve.iloc[0] < 0.1
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_committed_measurements_under_other_schedules_are_complete(name):
+    path = data_path("quality", "schedules", f"{name}.csv")
+    table, settings = pd.read_csv(path), read_meta(path)["settings"]
+    main = read_meta(data_path("quality", "pai_mini.csv"))["settings"]
+    assert settings["weights"] == main["weights"] and settings["calibration"] == main["calibration"]
+    assert len(table) == 20 * 4 * 11 and set(table["num_steps"]) == {SCHEDULES[name]["num_steps"]}
+    assert summarize_pai(table)["mean"].is_monotonic_increasing
 
 
 def test_the_committed_judges_agree_with_the_calibration():

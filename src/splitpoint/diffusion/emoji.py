@@ -41,6 +41,8 @@ SOURCES = {
                  "https://creativecommons.org/licenses/by/4.0/"),
 }
 STYLES = tuple(SOURCES)
+#: of everything that was trained on all styles, and of the pictures it draws: the strictest of the artwork's licences
+WEIGHTS_LICENCE = "CC-BY-SA-4.0"
 NAMES_SOURCE = ("emojibase-data", "17.0.0", "emojibase", "MIT",
                 "https://github.com/milesj/emojibase/blob/master/LICENSE")
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from splitpoint.diffusion.emoji import PIXELS, STYLES, Emoji, load_emoji
-from splitpoint.diffusion.mini import (TOKENS, _set_rate, _step, _time_budget, build_tokenizer, default_concepts,
-                                       draw, load_mini)
+from splitpoint.diffusion.emoji import PIXELS, STYLES, WEIGHTS_LICENCE, Emoji, load_emoji
+from splitpoint.diffusion.fitting import set_rate, time_budget, update
+from splitpoint.diffusion.mini import TOKENS, build_tokenizer, default_concepts, draw, load_mini, to_pixels
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 
@@ -62,27 +62,24 @@ class EmojiClassifier(nn.Module):
         """Likeliest label of each image, uint8 (M, 64, 64, 3)."""
         return [self.labels[i] for i in self.probabilities(images).argmax(1)]
 
-    @torch.no_grad()
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """Deep features of unit length, (M, widths[-1]), for images uint8 (M, 64, 64, 3)."""
-        return F.normalize(self.features(to_pixels(images).to(self.head.weight)), dim=1).cpu().numpy()
 
+class PooledCLIP(CLIPModel):
+    """A CLIP model whose feature calls return the projected tensor itself, as CLIPScore expects it."""
 
-class MiniCLIP(CLIPModel):
-    """CLIP's two towers, small; its feature calls return plain tensors, as torchmetrics' CLIPScore expects."""
+    def get_image_features(self, pixel_values: torch.Tensor, **more) -> torch.Tensor:
+        """Projected image features, (B, projection)."""
+        features = super().get_image_features(pixel_values, **more)
+        return features if torch.is_tensor(features) else features.pooler_output
 
-    def get_image_features(self, pixel_values: torch.Tensor, **ignored) -> torch.Tensor:
-        """Image embeddings (M, D) of pixels (M, 3, 64, 64) from -1 to 1."""
-        return self.visual_projection(self.vision_model(pixel_values=pixel_values).pooler_output)
-
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Text embeddings (M, D) of token numbers (M, tokens)."""
-        found = self.text_model(input_ids=input_ids, attention_mask=attention_mask)
-        return self.text_projection(found.pooler_output)
+    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
+                          **more) -> torch.Tensor:
+        """Projected text features, (B, projection)."""
+        features = super().get_text_features(input_ids, attention_mask, **more)
+        return features if torch.is_tensor(features) else features.pooler_output
 
 
 class MiniProcessor:
-    """Turns images (0 to 255) and texts into what ``MiniCLIP`` reads, called as transformers' CLIPProcessor is."""
+    """Turns images (0 to 255) and texts into what the text-image encoder reads, called as transformers' CLIPProcessor is."""
 
     def __init__(self, tokenizer: CLIPTokenizer):
         self.tokenizer = tokenizer
@@ -96,19 +93,6 @@ class MiniProcessor:
         if pixels.shape[-1] != PIXELS or pixels.shape[-2] != PIXELS:
             pixels = F.interpolate(pixels, (PIXELS, PIXELS), mode="area")
         return {"pixel_values": pixels}
-
-
-def to_pixels(images: np.ndarray) -> torch.Tensor:
-    """Images uint8 (M, 64, 64, 3) as float (M, 3, 64, 64) from -1 to 1.
-
-    Raises:
-        ValueError: for another shape or type.
-    """
-    images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
-        raise ValueError(f"images has shape {images.shape} and type {images.dtype}; "
-                         f"valid: uint8 (M, {PIXELS}, {PIXELS}, 3)")
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 # --- loading ---
@@ -126,8 +110,8 @@ def load_style_classifier() -> EmojiClassifier:
 
 
 @lru_cache(maxsize=1)
-def load_clip() -> tuple[MiniCLIP, MiniProcessor]:
-    """The small text-image encoder and its processor, as ``CLIPScore(model_name_or_path=load_clip)`` takes them."""
+def load_mini_clip() -> tuple[PooledCLIP, MiniProcessor]:
+    """The small text-image encoder and its processor, as ``CLIPScore(model_name_or_path=load_mini_clip)`` takes them."""
     path = data_path("models", "evaluators", "clip.safetensors")
     meta = read_meta(path)
     model = build_clip(meta["vocabulary"])
@@ -175,7 +159,8 @@ def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = Fal
 
 
 def fit_classifier(shown: Emoji, target: str, minutes: float, seed: int = 0, batch: int = 64,
-                   widths: Sequence[int] = (24, 48, 96, 160), vae=None, progress: bool = True) -> EmojiClassifier:
+                   widths: Sequence[int] = (24, 48, 96, 160), vae=None, progress: bool | None = None
+                   ) -> EmojiClassifier:
     """Train a classifier of concepts or of styles on distorted real drawings.
 
     Args:
@@ -207,16 +192,16 @@ def fit_classifier(shown: Emoji, target: str, minutes: float, seed: int = 0, bat
     pixels = torch.stack(versions)
     weights = list(model.parameters())
     optimizer = torch.optim.AdamW(weights, 2e-3, weight_decay=0.05)
-    for step, part in enumerate(_time_budget(minutes, 0.0, progress, f"classifier of {target}")):
-        _set_rate(optimizer, 2e-3, part, step)
+    for step, part in enumerate(time_budget(minutes, 0.0, progress, f"classifier of {target}")):
+        set_rate(optimizer, 2e-3, part, step)
         pick = torch.randint(len(answer), (batch,), generator=generator)
         which = torch.randint(len(versions), (batch,), generator=generator)
         seen = distort(pixels[which, pick], generator, gently=target == "styles")
-        _step(optimizer, F.cross_entropy(model(seen), answer[pick], label_smoothing=0.1), weights)
+        update(optimizer, F.cross_entropy(model(seen), answer[pick], label_smoothing=0.1), weights)
     return model.eval()
 
 
-def build_clip(vocabulary: Sequence[str]) -> MiniCLIP:
+def build_clip(vocabulary: Sequence[str]) -> PooledCLIP:
     """An untrained text-image encoder of width 96: three layers over 64 patches, one over the words."""
     tokenizer = build_tokenizer(vocabulary)
     tower = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 64}
@@ -224,10 +209,10 @@ def build_clip(vocabulary: Sequence[str]) -> MiniCLIP:
             "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id}
     vision = {**tower, "num_hidden_layers": 3, "image_size": PIXELS, "patch_size": 8}
-    return MiniCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+    return PooledCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
-def fit_clip(shown: Emoji, minutes: float, seed: int = 0, batch: int = 96, progress: bool = True) -> MiniCLIP:
+def fit_clip(shown: Emoji, minutes: float, seed: int = 0, batch: int = 96, progress: bool | None = None) -> PooledCLIP:
     """Train the text-image encoder: the prompt of a distorted drawing must be nearer to it than the other prompts.
 
     Args:
@@ -247,8 +232,8 @@ def fit_clip(shown: Emoji, minutes: float, seed: int = 0, batch: int = 96, progr
     tokens, pixels = read(text=shown.concepts)["input_ids"], to_pixels(shown.images)
     owner, weights = torch.from_numpy(shown.concept), list(model.parameters())
     optimizer = torch.optim.AdamW(weights, 1e-3, weight_decay=0.05)
-    for step, part in enumerate(_time_budget(minutes, 0.0, progress, "text-image encoder")):
-        _set_rate(optimizer, 1e-3, part, step)
+    for step, part in enumerate(time_budget(minutes, 0.0, progress, "text-image encoder")):
+        set_rate(optimizer, 1e-3, part, step)
         pick = torch.randint(len(owner), (batch,), generator=generator)
         image = F.normalize(model.get_image_features(distort(pixels[pick], generator)), dim=1)
         text = F.normalize(model.get_text_features(tokens), dim=1)
@@ -257,7 +242,7 @@ def fit_clip(shown: Emoji, minutes: float, seed: int = 0, batch: int = 96, progr
         loss = F.cross_entropy(scores, owner[pick])
         share = F.one_hot(back).T.float()
         loss = loss - (scores[:, there].T.log_softmax(1) * share / share.sum(1, keepdim=True)).sum(1).mean()
-        _step(optimizer, loss, weights)
+        update(optimizer, loss, weights)
     return model.eval()
 
 
@@ -272,8 +257,8 @@ def save_evaluator(model: nn.Module, name: str, minutes: float, seed: int, **mor
     state = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()
              if value.is_floating_point()}
     write_atomically(path, save(state))
-    write_meta(path, kind="trained", command=f"{_COMMAND} --{name}", seed=seed,
-               settings={"minutes": minutes}, **more)
+    write_meta(path, kind="trained", command=f"{_COMMAND} --{name} --minutes {minutes:g}", seed=seed,
+               settings={"minutes": minutes}, licence=WEIGHTS_LICENCE, **more)
     return path
 
 
@@ -318,6 +303,7 @@ def _report(num_steps: int) -> None:
     Image.fromarray(grid).save(file, "PNG", optimize=True)
     write_atomically(data_path("models", "mini", "samples.png"), file.getvalue())
     write_meta(data_path("models", "mini", "samples.png"), kind="measured", command=f"{_COMMAND} --report", seed=0,
+               licence=WEIGHTS_LICENCE,
                settings={"prompts": list(GRID_PROMPTS), "seeds": list(range(len(images[0]))), **report})
     print(json.dumps(report))
 

@@ -9,9 +9,7 @@ import copy
 import hashlib
 import inspect
 import json
-import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +19,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from diffusers.utils import logging
 from huggingface_hub import file_exists, hf_hub_download
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -30,9 +27,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from splitpoint.diffusion.packet import Packet
+from splitpoint.diffusion.quiet import no_bar, quiet
 from splitpoint.files import data_path, read_meta
 
 BATCHINGS = ("early_exit", "static")
@@ -84,6 +81,8 @@ class HybridPipeline:
         users: name -> ``User``, as from ``load_users`` or ``load_mini_users``.
         num_steps: denoising steps N of a whole run.
         scheduler: "ddim", "euler" or "dpmsolver++".
+        scheduler_options: settings of that scheduler beside the pipeline's own, for instance
+            ``{"timestep_spacing": "trailing"}`` or, for "euler", ``{"use_karras_sigmas": True}``.
         guidance_scale: classifier-free guidance; 1 or less turns it off.
         packet_dtype: "float32" continues exactly, "float16" halves the packet.
         send_embeddings: put the text embeddings into the packet instead of encoding the prompt again on the device.
@@ -94,8 +93,9 @@ class HybridPipeline:
     """
 
     def __init__(self, pipeline: StableDiffusionPipeline, users: Mapping[str, User], *, num_steps: int = 50,
-                 scheduler: str = "ddim", guidance_scale: float = 7.5, packet_dtype: str = "float32",
-                 send_embeddings: bool = False, max_batch: int | None = None):
+                 scheduler: str = "ddim", scheduler_options: Mapping[str, object] | None = None,
+                 guidance_scale: float = 7.5, packet_dtype: str = "float32", send_embeddings: bool = False,
+                 max_batch: int | None = None):
         most = pipeline.scheduler.config.num_train_timesteps
         if not (1 <= num_steps <= most and num_steps == int(num_steps)):
             raise ValueError(f"num_steps={num_steps!r} must be a whole number in [1, {most}]")
@@ -103,9 +103,12 @@ class HybridPipeline:
             raise ValueError(f"packet_dtype={packet_dtype!r} must be 'float16' or 'float32'")
         if not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a finite number of at least 0")
+        if max_batch is not None and not (max_batch >= 1 and max_batch == int(max_batch)):
+            raise ValueError(f"max_batch={max_batch!r} must be a whole number of at least 1")
         self.pipeline, self.users = pipeline, dict(users)
         self.num_steps, self.guidance_scale = int(num_steps), float(guidance_scale)
-        self.scheduler, self.scheduler_config = scheduler, scheduler_config(pipeline, scheduler)
+        self.scheduler = scheduler
+        self.scheduler_config = scheduler_config(pipeline, scheduler, scheduler_options or {})
         self.packet_dtype, self.send_embeddings, self.max_batch = packet_dtype, send_embeddings, max_batch
         self.model = model_fingerprint(pipeline)
 
@@ -135,17 +138,18 @@ class HybridPipeline:
         prompts, split_points, seeds = check_requests(self.num_steps, prompts, split_points, seed)
         if batching not in BATCHINGS:
             raise ValueError(f"batching={batching!r} is not one of {', '.join(BATCHINGS)}")
+        keys = [(prompt, seed) if share_runs else i for i, (prompt, seed) in enumerate(zip(prompts, seeds))]
+        served = len({key for key, split in zip(keys, split_points) if split < self.num_steps})
+        if self.max_batch is not None and served > self.max_batch:
+            raise ValueError(f"{served} requests are more than the edge admits: max_batch={self.max_batch}")
         with adapter_on(self.pipeline, None) as pipeline:
             scheduler = _make_scheduler(self.scheduler, self.scheduler_config, self.num_steps, pipeline)
             contexts = _encode(pipeline, prompts, self.guidance_scale)
             rows: dict[object, _Row] = {}
-            keys = [(prompt, seed) if share_runs else i for i, (prompt, seed) in enumerate(zip(prompts, seeds))]
             for key, prompt, seed_, split in zip(keys, prompts, seeds, split_points):
                 if split < self.num_steps:
                     noise = starting_noise(pipeline, scheduler, seed_)
                     rows.setdefault(key, _Row(noise, contexts[prompt])).stops.add(self.num_steps - split)
-            if self.max_batch is not None and len(rows) > self.max_batch:
-                raise ValueError(f"{len(rows)} requests are more than the edge admits: max_batch={self.max_batch}")
             _denoise(pipeline.unet, scheduler, list(rows.values()), self.guidance_scale, batching == "static",
                      on_step, _bar("edge", progress), cancel)
         return [self._packet(prompt, seed_, split, rows.get(key), contexts[prompt])
@@ -178,10 +182,20 @@ class HybridPipeline:
                        progress: bool | None = None, cancel: Cancel | None = None) -> torch.Tensor:
         """Finish several packets on one user's device in one batch that each joins at its own step.
 
+        Args:
+            packets: one or more, of runs with one number of steps, guidance and scheduler.
+            user: name of a user, or a ``User``.
+            on_step, progress, cancel: as in ``edge_phase``.
+
         Returns:
             Denoised latents, (packets, channels, height, width).
+
+        Raises:
+            ValueError: for an unknown user, no packet, packets of different runs, or one that does not fit the model.
         """
         user = self.user(user)
+        if not packets:
+            raise ValueError("packets is empty: at least one is needed")
         first = packets[0]
         for packet in packets:
             _check_fits(packet, user)
@@ -226,6 +240,14 @@ class HybridPipeline:
         latents = [self.device_latents([packet], user, **watch) for packet, user in zip(packets, users)]
         images = [to_images(decode(user.pipeline, latent))[0] for user, latent in zip(users, latents)]
         return HybridOutput(images, packets, torch.cat(latents))
+
+    def noise_levels(self) -> torch.Tensor:
+        """Noise per unit of signal in the latent after 0, 1, … N steps, (N + 1,): what a step number stands for."""
+        scheduler = _make_scheduler(self.scheduler, self.scheduler_config, self.num_steps, self.pipeline)
+        if hasattr(scheduler, "sigmas"):
+            return scheduler.sigmas.cpu()
+        signal = torch.cat([scheduler.alphas_cumprod[scheduler.timesteps.cpu()], scheduler.final_alpha_cumprod[None]])
+        return ((1 - signal) / signal).sqrt()
 
     def user(self, user: str | User) -> User:
         """The user of a name.
@@ -334,7 +356,7 @@ def load_users(base: str | Path | StableDiffusionPipeline,
         if _is_adapter(path) and merge:
             users[name] = User(name, _merged(edge, path, name))
         elif _is_adapter(path):
-            users[name] = User(name, edge, _add_adapter(edge, path, name))
+            users[name] = User(name, edge, add_adapter(edge, path, name))
         else:
             users[name] = User(name, _load_pipeline(path, dtype or edge.unet.dtype, device or edge.device))
             if model_fingerprint(users[name].pipeline) != model_fingerprint(edge):
@@ -359,17 +381,26 @@ def model_fingerprint(pipeline: StableDiffusionPipeline) -> str:
     return hashlib.blake2b((_fingerprints[vae] + json.dumps(shape)).encode(), digest_size=8).hexdigest()
 
 
-def scheduler_config(pipeline: StableDiffusionPipeline, scheduler: str) -> dict:
+def scheduler_config(pipeline: StableDiffusionPipeline, scheduler: str, options: Mapping[str, object] = {}) -> dict:
     """The settings of a scheduler for this pipeline that differ from diffusers' defaults.
 
+    Args:
+        pipeline: whose own scheduler's settings are taken over.
+        scheduler: "ddim", "euler" or "dpmsolver++".
+        options: settings that replace the pipeline's.
+
     Raises:
-        ValueError: for an unknown scheduler, or one that adds noise of its own.
+        ValueError: for an unknown scheduler or option.
     """
     if scheduler not in _SCHEDULERS:
         raise ValueError(f"scheduler={scheduler!r} is not one of {', '.join(_SCHEDULERS)}")
     kind, needed = _SCHEDULERS[scheduler]
-    config = kind.from_config(pipeline.scheduler.config, **needed).config
     defaults = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name != "self"}
+    for name in options:
+        if name not in defaults or name in needed:
+            valid = ", ".join(name for name in defaults if name not in needed)
+            raise ValueError(f"scheduler_options holds {name!r}; valid for {scheduler!r}: {valid}")
+    config = kind.from_config(pipeline.scheduler.config, **{**needed, **options}).config
     return {name: config[name] for name in defaults if config[name] != defaults[name]}
 
 
@@ -576,30 +607,13 @@ def _switch(pipeline: StableDiffusionPipeline, adapter: str | None) -> None:
 def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> StableDiffusionPipeline:
     as_asked = {} if dtype is None else {"dtype": dtype}
     try:
-        with _quiet():
+        with quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, use_safetensors=True,
                                                                requires_safety_checker=False, **as_asked)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{str(path)!r} holds neither a Stable Diffusion pipeline in safetensors nor a LoRA adapter: "
                          f"{error}") from error
     return pipeline if device is None else pipeline.to(device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No loading bars, and no remarks about what an adapter leaves alone."""
-    loudness = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
-            yield
-    finally:
-        logging.set_verbosity(loudness)
-        logging.enable_progress_bar()
-        enable_progress_bar()
 
 
 def _is_adapter(path: str | Path) -> bool:
@@ -618,20 +632,41 @@ def _adapter_file(path: str | Path) -> Path:
     return next((path / name for name in _LORA_FILES if (path / name).is_file()), path / _LORA_FILES[0])
 
 
-def _add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, name: str) -> str:
-    adapter = re.sub(r"\W", "_", name)
+def adapter_name(user: str) -> str:
+    """The name under which peft keeps a user's adapter: a word that is not an attribute of torch's own containers."""
+    name = re.sub(r"\W", "_", user)
+    return name + "_" if hasattr(torch.nn.ModuleDict(), name) else name
+
+
+def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) -> str:
+    """Load a user's LoRA into a pipeline, switched off.
+
+    Args:
+        pipeline: changed in place only if the whole adapter fits.
+        path: folder, file or hub name, as diffusers or as peft writes adapters.
+        user: the user's name.
+
+    Returns:
+        the adapter's name.
+
+    Raises:
+        ValueError: if it is not a LoRA for this model, or if only a part of the file would be loaded.
+    """
+    adapter = adapter_name(user)
     file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), _LORA_FILES[0]))
     _check_adapter(pipeline, file)
     try:
-        with _quiet():
+        with quiet():
             if file.name == _LORA_FILES[1]:
                 pipeline.unet.add_adapter(LoraConfig.from_pretrained(file.parent), adapter)
                 set_peft_model_state_dict(pipeline.unet, load_file(file), adapter)
             else:
                 pipeline.load_lora_weights(str(file), adapter_name=adapter)
+        _check_complete(pipeline, file, adapter)
     except (RuntimeError, ValueError, KeyError) as error:
+        if any(adapter in getattr(part, "peft_config", {}) for part in (pipeline.unet, pipeline.text_encoder)):
+            pipeline.delete_adapters(adapter)
         raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {error}") from error
-    _check_complete(pipeline, file, adapter)
     _switch(pipeline, None)
     return adapter
 
@@ -644,14 +679,13 @@ def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str)
     with safe_open(file, "pt") as weights:
         listed = sum(".alpha" not in key for key in weights.keys())
     if loaded != listed:
-        raise ValueError(f"personal={file.parent.name!r} lists {listed} tensors of which {loaded} were loaded; "
-                         "its keys must follow one naming")
+        raise ValueError(f"it lists {listed} tensors of which {loaded} were loaded; its keys must follow one naming")
 
 
 def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> StableDiffusionPipeline:
     own = {part: copy.deepcopy(getattr(edge, part)) for part in ("unet", "text_encoder")}
     pipeline = type(edge)(**{**edge.components, **own}, requires_safety_checker=False)
-    adapter = _add_adapter(pipeline, path, name)
+    adapter = add_adapter(pipeline, path, name)
     with adapter_on(pipeline, adapter):
         pipeline.fuse_lora(adapter_names=[adapter])
         pipeline.unload_lora_weights()
@@ -677,10 +711,3 @@ def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
 
 def _bar(name: str, progress: bool | None) -> Callable[[int], tqdm]:
     return lambda total: tqdm(total=total, desc=name, unit="step", disable=no_bar(progress), leave=False)
-
-
-def no_bar(progress: bool | None) -> bool | None:
-    """What tqdm's ``disable`` needs: by default a bar in a notebook or terminal, unless TQDM_DISABLE is set."""
-    if progress is None:
-        return True if os.environ.get("TQDM_DISABLE") else None
-    return not progress

@@ -8,7 +8,6 @@ one, so that a step means the same noise level). ``diffusers.StableDiffusionPipe
 
 import argparse
 import json
-import math
 import os
 import re
 import time
@@ -23,10 +22,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splitpoint.diffusion.emoji import PIXELS, STYLES, Emoji, emoji_table, load_emoji, nearest
+from splitpoint.diffusion.emoji import (PIXELS, STYLES, WEIGHTS_LICENCE, Emoji, emoji_table, known_concepts,
+                                        load_emoji, nearest)
+from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, update
+from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 TOKENS = 16
@@ -110,7 +111,7 @@ def load_mini(folder: Path | None = None, device: str = "cpu", dtype: torch.dtyp
         read_meta(folder / part)
     settings = json.loads((folder / "concepts.json").read_text())
     try:
-        with _quiet_loading():
+        with quiet():
             pipe = MiniPipeline.from_pretrained(folder, dtype=dtype, safety_checker=None, local_files_only=True)
     except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise ValueError(f"folder={folder.name!r} is not a pipeline that diffusers can read: {error}") from error
@@ -120,7 +121,7 @@ def load_mini(folder: Path | None = None, device: str = "cpu", dtype: torch.dtyp
 
 
 def warn_unknown(prompts: str | Sequence[str], concepts: Sequence[str]) -> list[str]:
-    """Warn of words in prompts that no known concept contains, naming the nearest concepts.
+    """Warn once of the words in prompts that no known concept contains, naming the nearest concepts of the first few.
 
     Args:
         prompts: one prompt or several.
@@ -132,12 +133,17 @@ def warn_unknown(prompts: str | Sequence[str], concepts: Sequence[str]) -> list[
     prompts = [prompts] if isinstance(prompts, str) else prompts
     known = {word for name in concepts for word in _words(name)} | _FILLERS
     unknown = list(dict.fromkeys(word for prompt in prompts for word in _words(prompt) if word not in known))
-    for word in unknown if concepts else []:
-        related = _by_keyword().get(word, [])
-        near = list(dict.fromkeys([name for name in related if name in set(concepts)] + nearest(word, concepts)))[:3]
-        warnings.warn(f"the miniature has never seen the word {word!r}; nearest concepts it knows: {', '.join(near)}",
-                      stacklevel=3)
+    if unknown and concepts:
+        hints = [f"{word!r} (nearest concepts it knows: {', '.join(_nearby(word, concepts))})" for word in unknown[:5]]
+        more = f" and {len(unknown) - 5} more words" if len(unknown) > 5 else ""
+        warnings.warn(f"the miniature has never seen {', '.join(hints)}{more}", stacklevel=3)
     return unknown
+
+
+def _nearby(word: str, concepts: Sequence[str]) -> list[str]:
+    """Known concepts that a word brings to mind: by keyword first, then by spelling."""
+    related = [name for name in _by_keyword().get(word, []) if name in set(concepts)]
+    return list(dict.fromkeys(related + nearest(word, concepts)))[:3]
 
 
 @torch.no_grad()
@@ -185,24 +191,6 @@ def _by_keyword() -> dict[str, list[str]]:
         for keyword in row["keywords"]:
             found.setdefault(keyword, []).append(row["name"])
     return found
-
-
-class _quiet_loading:
-    """Silence the libraries' loading bars and weight reports while a folder is read."""
-
-    def __enter__(self):
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-        self._logs = (diffusers_logging, transformers_logging)
-        self._levels = [log.get_verbosity() for log in self._logs]
-        for log in self._logs:
-            log.set_verbosity_error()
-            log.disable_progress_bar()
-
-    def __exit__(self, *error):
-        for log, level in zip(self._logs, self._levels):
-            log.set_verbosity(level)
-            log.enable_progress_bar()
 
 
 # --- building ---
@@ -259,18 +247,31 @@ def save_mini(pipe: StableDiffusionPipeline, folder: Path, concepts: Sequence[st
     """Write a pipeline as float16 safetensors, with the names it knows and a sidecar for each file of weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with _quiet_loading():
+    with quiet():
         halves = {name: deepcopy(getattr(pipe, name)).to(torch.float16) for name in ("unet", "vae", "text_encoder")}
         StableDiffusionPipeline(**{**pipe.components, **halves}, requires_safety_checker=False).save_pretrained(folder)
     write_atomically(folder / "concepts.json", json.dumps({"concepts": list(concepts)}, indent=0).encode())
     for part in (*_WEIGHTS, "concepts.json"):
-        write_meta(folder / part, kind="trained", command=command, seed=seed, settings=settings)
+        write_meta(folder / part, kind="trained", command=command, seed=seed, settings=settings, licence=WEIGHTS_LICENCE)
 
 
 # --- training the autoencoder ---
 
+def to_pixels(images: np.ndarray) -> torch.Tensor:
+    """Images uint8 (M, 64, 64, 3) as float (M, 3, 64, 64) from -1 to 1.
+
+    Raises:
+        ValueError: for another shape or type, or none.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or not len(images) or images.shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
+        raise ValueError(f"images has shape {images.shape} and type {images.dtype}; "
+                         f"valid: uint8 (M, {PIXELS}, {PIXELS}, 3), M >= 1")
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed: int = 0, batch: int = 16,
-                    learning_rate: float = 1.5e-3, decoder_only: bool = False, progress: bool = True) -> list[float]:
+                    learning_rate: float = 1.5e-3, progress: bool | None = None) -> list[float]:
     """Train an autoencoder to give back images; then turn its latents so that each channel has mean 0 and variance 1.
 
     Args:
@@ -280,7 +281,6 @@ def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed
         seed: seed of the order of the images.
         batch: images a step.
         learning_rate: its peak.
-        decoder_only: keep the latents as they are and improve only what is drawn from them.
         progress: show a progress bar.
 
     Returns:
@@ -289,37 +289,35 @@ def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed
     Raises:
         ValueError: for images of another shape.
     """
-    _check_images(images)
+    pixels = to_pixels(images)
     device, rng = vae.device, torch.Generator().manual_seed(seed)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     vae.to(memory_format=torch.channels_last)
-    weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()] if decoder_only else list(vae.parameters())
+    weights = list(vae.parameters())
     optimizer = torch.optim.AdamW(weights, learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     errors = []
-    for part in _time_budget(minutes, 0.0, progress, "autoencoder"):
-        _set_rate(optimizer, learning_rate, part, len(errors))
-        x = pixels[torch.randint(len(pixels), (batch,), generator=rng)].to(device).float() / 127.5 - 1
-        with torch.set_grad_enabled(not decoder_only):
-            posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
+    for part in time_budget(minutes, 0.0, progress, "autoencoder"):
+        set_rate(optimizer, learning_rate, part, len(errors))
+        x = pixels[torch.randint(len(pixels), (batch,), generator=rng)].to(device)
+        posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
         error = vae.decode(posterior.sample()).sample - x
         colour = (error - error.roll(1, dims=1)).abs().mean()
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-        loss = error.abs().mean() + 0.5 * colour + 0.3 * edges
-        if not decoder_only:
-            loss = loss + 1e-5 * posterior.kl().mean() / posterior.mean[0].numel()
-        _step(optimizer, loss, weights)
+        blur = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = error.abs().mean() + 0.5 * colour + 0.3 * edges + 1e-5 * blur
+        update(optimizer, loss, weights)
         errors.append(error.detach().abs().mean().item())
-    if not decoder_only:
-        whiten_latents(vae, images)
+    whiten_latents(vae, images)
     return errors
 
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: np.ndarray, batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of images uint8 (M, 64, 64, 3): two float (M, 8, 8, 8)."""
-    _check_images(images)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    found = [vae.encode(part.to(vae.device).float() / 127.5 - 1).latent_dist for part in pixels.split(batch)]
+    """Mean and standard deviation of the latents of images uint8 (M, 64, 64, 3): two float (M, 8, 8, 8).
+
+    Raises:
+        ValueError: for images of another shape or type.
+    """
+    found = [vae.encode(part.to(vae.device)).latent_dist for part in to_pixels(images).split(batch)]
     return torch.cat([d.mean for d in found]).cpu(), torch.cat([d.std for d in found]).cpu()
 
 
@@ -344,7 +342,7 @@ def whiten_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
 def train_mini(size: str = "small", out: Path | None = None, minutes: float | None = None,
                concepts: Sequence[str] | None = None, styles: Sequence[str] = STYLES, seed: int = 0,
                resume: bool = False, vae: AutoencoderKL | None = None, device: str | None = None,
-               progress: bool = True) -> MiniPipeline:
+               progress: bool | None = None) -> MiniPipeline:
     """Train the miniature, and return it.
 
     Args:
@@ -372,8 +370,7 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
     shape = SIZES[size]
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if concepts is None:
-        concepts = [row["name"] for row in emoji_table() if all(row[s] is not None for s in styles)] \
-            if size == "large" else default_concepts()
+        concepts = known_concepts(styles) if size == "large" else default_concepts()
     shown = load_emoji(styles, concepts)
     pipe = build_mini(shape, seed)
     pipe._concepts = shown.concepts
@@ -395,18 +392,19 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
             kept.parent.mkdir(parents=True, exist_ok=True)
             save_file(pipe.vae.state_dict(), kept)
     budget = shape.unet_minutes if minutes is None else minutes
-    fit_denoiser(pipe, shown, budget, seed, shape.batch, shape.learning_rate,
-                 checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume,
-                 progress=progress)
+    losses = fit_denoiser(pipe, shown, budget, seed, shape.batch, shape.learning_rate,
+                          checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume,
+                          progress=progress)
     if out is not None:
-        save_mini(pipe, out, shown.concepts, f"python -m splitpoint.diffusion.mini --size {size}", seed,
-                  {**asdict(shape), "unet_minutes": budget, "styles": list(styles), "concepts": len(shown.concepts)})
+        save_mini(pipe, out, shown.concepts, f"python -m splitpoint.diffusion.mini --size {size} --minutes {budget:g}", seed,
+                  {**asdict(shape), "unet_minutes": budget, "styles": list(styles), "concepts": len(shown.concepts),
+                   "unet_steps": len(losses), "final_loss": float(np.mean(losses[-200:]))})
     return pipe
 
 
 def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, seed: int = 0, batch: int = 64,
                  learning_rate: float = 1e-3, checkpoint: Path | None = None, resume: bool = False,
-                 progress: bool = True, on_checkpoint=None) -> list[float]:
+                 progress: bool | None = None) -> list[float]:
     """Train U-Net and text encoder to predict the velocity of noised latents, keeping a running mean of the weights.
 
     Args:
@@ -419,7 +417,6 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
         checkpoint: safetensors file written every three minutes.
         resume: go on from ``checkpoint``.
         progress: show a progress bar.
-        on_checkpoint: called with the pipeline, holding the running mean, at every checkpoint.
 
     Returns:
         the loss of every step.
@@ -432,8 +429,8 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
     mean, std = encode_images(pipe.vae, shown.images)
     mean, std = mean * pipe.vae.config.scaling_factor, std * pipe.vae.config.scaling_factor
     variants = [[name, f"a {name}"] for name in shown.concepts]
-    tokens = torch.stack([_tokens(pipe.tokenizer, names) for names in variants])
-    empty = _tokens(pipe.tokenizer, [""])[0]
+    tokens = torch.stack([token_ids(pipe.tokenizer, names) for names in variants])
+    empty = token_ids(pipe.tokenizer, [""])[0]
     owner = torch.from_numpy(shown.concept)
     unet.to(memory_format=torch.channels_last).train()
     text.train()
@@ -446,8 +443,8 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
     if resume and checkpoint is not None and checkpoint.exists():
         spent = _restore(checkpoint, weights, average, optimizer, generator, losses)
     schedule, saved = pipe.scheduler, time.monotonic()
-    for part in _time_budget(minutes, spent, progress, "U-Net"):
-        _set_rate(optimizer, learning_rate, part, len(losses))
+    for part in time_budget(minutes, spent, progress, "U-Net"):
+        set_rate(optimizer, learning_rate, part, len(losses))
         pick = torch.randint(len(owner), (batch,), generator=generator)
         latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
@@ -457,24 +454,17 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
         ids = torch.where(torch.rand(batch, 1, generator=generator) < 0.1, empty, ids)
         noisy = schedule.add_noise(latents, noise, t).to(device).contiguous(memory_format=torch.channels_last)
         target = schedule.get_velocity(latents, noise, t).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16_is_fast(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
             context = text(ids.to(device)).last_hidden_state
             guess = unet(noisy, t.to(device), context).sample
         loss = (guess.float() - target).square().mean()
-        _step(optimizer, loss, trained)
+        update(optimizer, loss, trained)
         losses.append(loss.item())
         keep = min(0.999, (1 + len(losses)) / (10 + len(losses)))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.values()), trained, 1 - keep)
         if checkpoint is not None and time.monotonic() - saved > 180:
             _checkpoint(checkpoint, weights, average, optimizer, generator, losses, part * minutes)
-            if on_checkpoint is not None:
-                current = {name: w.detach().clone() for name, w in weights.items()}
-                _assign(weights, average)
-                on_checkpoint(pipe)
-                _assign(weights, current)
-                unet.train()
-                text.train()
             saved = time.monotonic()
     if checkpoint is not None:
         _checkpoint(checkpoint, weights, average, optimizer, generator, losses, minutes)
@@ -484,38 +474,10 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
     return losses
 
 
-def _tokens(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
+def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
+    """Token numbers of texts, (texts, tokens), each padded to the tokenizer's length."""
     return tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
                      return_tensors="pt").input_ids
-
-
-def _time_budget(minutes: float, spent: float, progress: bool, title: str):
-    """Yield the used share of a time budget until it is spent."""
-    start = time.monotonic()
-    with tqdm(total=round(60 * minutes), initial=round(60 * spent), unit="s", desc=title,
-              disable=None if progress else True) as bar:
-        while (used := spent + (time.monotonic() - start) / 60) < minutes:
-            yield used / minutes
-            bar.update(max(0, round(60 * used) - bar.n))
-
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, peak: float, part: float, steps: int) -> None:
-    rate = peak * min(1.0, (steps + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, weights: list) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(weights, 1.0)
-    optimizer.step()
 
 
 @torch.no_grad()
@@ -548,13 +510,6 @@ def _restore(path: Path, weights: dict, average: dict, optimizer, generator, los
     generator.set_state(state["generator"])
     losses.extend(state["losses"].tolist())
     return float(state["spent"])
-
-
-def _check_images(images: np.ndarray) -> None:
-    shape = getattr(images, "shape", None)
-    if shape is None or len(shape) != 4 or not shape[0] or shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
-        raise ValueError(f"images has shape {shape} and type {getattr(images, 'dtype', type(images).__name__)}; "
-                         f"valid: uint8 (M, {PIXELS}, {PIXELS}, 3), M >= 1")
 
 
 def default_concepts() -> tuple[str, ...]:

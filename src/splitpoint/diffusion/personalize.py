@@ -8,9 +8,7 @@ vendor's again.
 import argparse
 import json
 import math
-import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +17,10 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
-from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, load_emoji
-from splitpoint.diffusion.mini import (NUM_TRAIN_STEPS, _bfloat16_is_fast, _quiet_loading, _set_rate, _step,
-                                       _time_budget, _tokens, draw, encode_images, load_mini, warn_unknown)
+from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, WEIGHTS_LICENCE, load_emoji
+from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, update
+from splitpoint.diffusion.hybrid import adapter_name, add_adapter
+from splitpoint.diffusion.mini import NUM_TRAIN_STEPS, draw, encode_images, load_mini, token_ids, warn_unknown
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 RANK = 10
@@ -62,13 +61,9 @@ def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
     """
     folder = Path(user) if Path(user).is_dir() else user_path(str(user))
     read_meta(folder / WEIGHTS)
-    name = folder.name.replace(".", "_")
+    name = adapter_name(folder.name)
     if name not in getattr(pipe.unet, "peft_config", {}):
-        with _quiet_adapters():
-            try:
-                pipe.load_lora_weights(folder, weight_name=WEIGHTS, adapter_name=name)
-            except (RuntimeError, ValueError, KeyError) as error:
-                raise ValueError(f"user={folder.name!r} does not fit this model: it was trained for another") from error
+        add_adapter(pipe, folder, folder.name)
     pipe.enable_lora()
     pipe.set_adapters(name)
     return name
@@ -76,7 +71,8 @@ def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
 
 def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionPipeline | None = None,
                 out: Path | str | None = None, minutes: float = 3.0, rank: int = RANK, learning_rate: float = 1.5e-3,
-                batch: int = 32, seed: int = 0, name: str = "mine", progress: bool = True, **meta: object):
+                batch: int = 32, seed: int = 0, name: str = "mine", progress: bool | None = None, **meta: object
+                ) -> StableDiffusionPipeline:
     """Tune a LoRA to someone's pictures, and leave it switched on in the pipeline.
 
     Args:
@@ -87,7 +83,7 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
         minutes: time budget on one core.
         rank: of the LoRA; its file grows in proportion.
         learning_rate: its peak.
-        batch: images a step, fewer where there are fewer.
+        batch: images a step, drawn with replacement.
         seed: seed of weights, order and noise.
         name: of the adapter, where ``out`` is left out.
         progress: show a progress bar.
@@ -105,11 +101,14 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
                          "valid: as many of both, at least 1")
     if any(not isinstance(prompt, str) or not prompt.strip() for prompt in prompts):
         raise ValueError(f"prompts={prompts!r} holds an empty prompt; valid: a text for every image")
-    if not minutes > 0 or not 1 <= rank <= 64:
-        raise ValueError(f"minutes={minutes!r}, rank={rank!r}; valid: minutes > 0, rank from 1 to 64")
+    for title, value, low, high in (("minutes", minutes, 1e-3, 1e5), ("rank", rank, 1, 64), ("batch", batch, 1, 4096),
+                                    ("learning_rate", learning_rate, 1e-6, 1)):
+        if not low <= value <= high:
+            raise ValueError(f"{title}={value!r} is outside [{low:g}, {high:g}]")
+    pictures = np.stack([_picture(image) for image in images])
     pipe = load_mini() if pipe is None else pipe
     warn_unknown(prompts, getattr(pipe, "concepts", ()))
-    name = Path(out).name.replace(".", "_") if out is not None else name
+    name = adapter_name(Path(out).name if out is not None else name)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     unet, device = pipe.unet, pipe.unet.device
@@ -121,15 +120,15 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
     pipe.enable_lora()
     unet.set_adapter(name)
     trained = [weight for weight in unet.parameters() if weight.requires_grad]
-    mean, std = encode_images(pipe.vae, np.stack([_picture(image) for image in images]))
+    mean, std = encode_images(pipe.vae, pictures)
     scale = pipe.vae.config.scaling_factor
     with torch.no_grad():
-        contexts = pipe.text_encoder(_tokens(pipe.tokenizer, [*prompts, ""]).to(device)).last_hidden_state
+        contexts = pipe.text_encoder(token_ids(pipe.tokenizer, [*prompts, ""]).to(device)).last_hidden_state
     optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
     unet.to(memory_format=torch.channels_last).train()
     losses = []
-    for part in _time_budget(minutes, 0.0, progress, f"personal model {name}"):
-        _set_rate(optimizer, learning_rate, part, len(losses))
+    for part in time_budget(minutes, 0.0, progress, f"personal model {name}"):
+        set_rate(optimizer, learning_rate, part, len(losses))
         pick = torch.randint(len(mean), (batch,), generator=generator)
         latents = scale * (mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator))
         noise = torch.randn(latents.shape, generator=generator)
@@ -137,10 +136,10 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
         which = torch.where(torch.rand(batch, generator=generator) < 0.1, len(prompts), pick)
         noisy = pipe.scheduler.add_noise(latents, noise, t).to(device).contiguous(memory_format=torch.channels_last)
         target = _target(pipe.scheduler, latents, noise, t).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=_bfloat16_is_fast(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
             guess = unet(noisy, t.to(device), contexts[which]).sample
         loss = (guess.float() - target).square().mean()
-        _step(optimizer, loss, trained)
+        update(optimizer, loss, trained)
         losses.append(loss.item())
     unet.eval().requires_grad_(False)
     if out is not None:
@@ -157,7 +156,8 @@ def split_concepts(concepts: Sequence[str], share: float = 0.15, seed: int = 0) 
     return [c for i, c in enumerate(concepts) if i not in held], [c for i, c in enumerate(concepts) if i in held]
 
 
-def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None, progress: bool = True) -> Path:
+def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None,
+               progress: bool | None = None) -> Path:
     """Train the personal model of one vendor on most of the miniature's concepts, and save it.
 
     Args:
@@ -180,30 +180,25 @@ def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None
     shown = load_emoji([style], kept)
     out = data_path("models", "users", style) if out is None else Path(out)
     personalize(shown.images, shown.prompts, pipe, out, minutes, seed=seed, progress=progress,
-                command=f"python -m splitpoint.diffusion.personalize --style {style}", held_out_concepts=held,
-                source=f"npm {SOURCES[style][0]}@{SOURCES[style][1]}", licence=SOURCES[style][3],
-                licence_url=SOURCES[style][4])
+                command=f"python -m splitpoint.diffusion.personalize --style {style} --minutes {minutes:g}",
+                held_out_concepts=held, licence=WEIGHTS_LICENCE,
+                trained_on={"source": f"npm {SOURCES[style][0]}@{SOURCES[style][1]}", "licence": SOURCES[style][3],
+                            "licence_url": SOURCES[style][4]})
     return out
 
 
-def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], seed: int = 0,
-                   num_steps: int = 50, among: Sequence[str] = STYLES) -> float:
-    """Share of a pipeline's images that the judge of styles gives to ``style``, among the given ones.
+def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], num_steps: int = 50) -> float:
+    """Share of a pipeline's images that the judge of styles gives to ``style``, among all six.
 
     Args:
         pipe: a pipeline, with or without a user switched on.
         style: whose drawings they should look like.
-        prompts: one image each.
-        seed: seed of the first image; each next prompt has the next seed.
+        prompts: one image each; the first has seed 0, each next prompt the next seed.
         num_steps: denoising steps.
-        among: styles that the judge may name.
     """
     from splitpoint.diffusion.evaluators import load_style_classifier
-    judge = load_style_classifier()
-    images = draw(pipe, prompts, range(seed, seed + len(prompts)), num_steps)
-    columns = [judge.labels.index(name) for name in among]
-    said = judge.probabilities(images)[:, columns].argmax(1)
-    return float(np.mean([among[i] == style for i in said]))
+    images = draw(pipe, prompts, range(len(prompts)), num_steps)
+    return float(np.mean([said == style for said in load_style_classifier().classify(images)]))
 
 
 def _picture(image) -> np.ndarray:
@@ -229,13 +224,6 @@ def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, set
         weight_name=WEIGHTS)
     command = meta.pop("command", "splitpoint.diffusion.personalize.personalize(images, prompts, out=...)")
     write_meta(folder / WEIGHTS, kind="trained", command=command, seed=seed, settings=settings, **meta)
-
-
-@contextmanager
-def _quiet_adapters():
-    with _quiet_loading(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def main() -> None:
@@ -265,6 +253,7 @@ def main() -> None:
     path = data_path("models", "users", "style_accuracy.csv")
     write_atomically(path, text.encode())
     write_meta(path, kind="measured", command="python -m splitpoint.diffusion.personalize --only-report", seed=0,
+               licence="MIT",
                settings={"steps": 50, "judge": "evaluators/styles.safetensors, among all six styles"})
 
 

@@ -23,7 +23,7 @@ from diffusers import DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionMo
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from splitpoint.files import data_path, device_name, write_atomically, write_meta
+from splitpoint.files import data_path, device_name, project_root, write_atomically, write_meta
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -414,7 +414,9 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         print(f" {time.perf_counter() - began:.0f} s", flush=True)
     if out.exists():
         rates = {name: measure_matrix_rate(name, device) for name in ("fp32", "bf16")}
-        write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {out.name}", seed=seed,
+        root = project_root()
+        place = out.resolve().relative_to(root).as_posix() if root in out.resolve().parents else out.name
+        write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {place}", seed=seed,
                    device=torch.cuda.get_device_name() if device == "cuda" else device_name(),
                    settings={"curves": sorted({" ".join(row[c] for c in KEY) for row in csv.DictReader(out.open())}),
                              "matrix_rate_flop_per_s": rates,

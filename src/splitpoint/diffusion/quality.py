@@ -10,23 +10,32 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
-from threading import Event
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
 from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPProcessor
+from transformers import CLIPProcessor
 
-from splitpoint.diffusion.hybrid import HybridPipeline, check_requests, load_mini_hybrid, no_bar
+from splitpoint.diffusion.evaluators import (PooledCLIP, load_concept_classifier, load_mini_clip,
+                                             load_style_classifier)
+from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
+from splitpoint.diffusion.quiet import no_bar
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")
+SCHEDULES = {  # other ways to space the steps over the noise levels, each as settings of ``HybridPipeline``
+    "trailing": {"num_steps": 50, "scheduler": "euler", "scheduler_options": {"timestep_spacing": "trailing"}},
+    "karras": {"num_steps": 50, "scheduler": "euler", "scheduler_options": {"use_karras_sigmas": True}},
+    "exponential": {"num_steps": 50, "scheduler": "euler", "scheduler_options": {"use_exponential_sigmas": True}},
+    "20_steps": {"num_steps": 20, "scheduler": "ddim"},
+}
 RELEASED_FLOOR = 3.0  # the released index is sigmoid(30 (d - 0.1)): identical pictures get sigmoid(-3)
 
 Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -58,8 +67,16 @@ class Calibration:
         """Distance at which the sigmoid is one half: 0.1 in the released index."""
         return self.real_distance / 2
 
-    def pai(self, text_score, distance):
-        """Personalized accuracy index of text-image scores and mean distances between the users' pictures."""
+    def pai(self, text_score: ArrayLike, distance: ArrayLike) -> np.ndarray:
+        """Personalized accuracy index of text-image scores and mean distances between the users' pictures.
+
+        Args:
+            text_score: cosine of text and image features, any shape.
+            distance: mean distance to the other users' pictures, any shape that broadcasts.
+
+        Returns:
+            the index, of the broadcast shape; 1 for real pictures on average, so single ones may exceed it.
+        """
         distance = np.asarray(distance, dtype=float)
         apart = 1 / (1 + np.exp(-self.steepness * (distance - self.midpoint)))
         return np.asarray(text_score, dtype=float) / self.real_score * apart
@@ -80,21 +97,6 @@ class Evaluators:
     clip: Callable[[], tuple]
     distance: Distance
     style: Callable[[torch.Tensor], list[str]] | None = None
-
-
-class PooledCLIP(CLIPModel):
-    """A CLIP model whose feature calls return the projected tensor itself, as CLIPScore expects it."""
-
-    def get_image_features(self, pixel_values: torch.Tensor, **more) -> torch.Tensor:
-        """Projected image features, (B, projection)."""
-        features = super().get_image_features(pixel_values, **more)
-        return features if torch.is_tensor(features) else features.pooler_output
-
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
-                          **more) -> torch.Tensor:
-        """Projected text features, (B, projection)."""
-        features = super().get_text_features(input_ids, attention_mask, **more)
-        return features if torch.is_tensor(features) else features.pooler_output
 
 
 def load_clip(path: str | Path = "openai/clip-vit-base-patch32") -> tuple[PooledCLIP, CLIPProcessor]:
@@ -125,7 +127,6 @@ def stable_diffusion_evaluators(clip: str | Path = "openai/clip-vit-base-patch32
 
 def mini_evaluators() -> Evaluators:
     """The miniature's judges: its text-image encoder, feature maps of the judge of concepts, the judge of styles."""
-    from splitpoint.diffusion.evaluators import load_clip, load_concept_classifier, load_style_classifier
     concepts, styles = load_concept_classifier(), load_style_classifier()
 
     def feature_maps(pictures: torch.Tensor) -> list[torch.Tensor]:
@@ -138,7 +139,7 @@ def mini_evaluators() -> Evaluators:
     def style(pictures: torch.Tensor) -> list[str]:
         return styles.classify((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
-    return Evaluators("the project's text-image encoder, judge of concepts, judge of styles", load_clip,
+    return Evaluators("the project's text-image encoder, judge of concepts, judge of styles", load_mini_clip,
                       deep_feature_distance(feature_maps), style)
 
 
@@ -243,8 +244,8 @@ def calibrate(evaluators: Evaluators, pictures: torch.Tensor, prompts: Sequence[
 def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequence[int], seeds: Sequence[int] = (0,),
                 *, hybrid: HybridPipeline | None = None, evaluators: Evaluators | None = None,
                 calibration: Calibration | None = None, describe: Callable[[str, str], str] | None = None,
-                path: str | Path | None = None, progress: bool | None = None,
-                cancel: Callable[[], bool] | Event | None = None) -> pd.DataFrame:
+                path: str | Path | None = None, command: str = "splitpoint.diffusion.quality.measure_pai(…)",
+                progress: bool | None = None, cancel: Cancel | None = None) -> pd.DataFrame:
     """Draw every prompt for every user at every split point, and measure the index and its parts.
 
     The users of one prompt and seed share the starting noise and the edge's steps. With a path, each finished prompt
@@ -260,23 +261,25 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
         calibration: the index's constants; those in ``data/quality/calibration.json`` if left out.
         describe: (prompt, user) -> text that the picture is scored against; the prompt itself if left out.
         path: CSV file for the finished table.
+        command: how to make that file again, for its sidecar.
         progress: True shows a bar, False none; by default one on a terminal and in a notebook.
         cancel: a callable or ``threading.Event``; true ends the run with ``GenerationCancelled``.
 
     Returns:
-        One row a picture: prompt, user, seed, noise_seed, num_steps, split_point, text_score, distance (the user's
+        One row a picture: prompt, user, seed, noise_seed, num_steps, split_point, sigma (noise per unit of signal at
+        the hand-over), text_score, distance (the user's
         mean distance to the others), style, style_ok (only where there is a style network), pai.
 
     Raises:
         ValueError: naming the argument, its value and the valid range; also if ``path`` holds another measurement.
     """
-    hybrid = load_mini_hybrid() if hybrid is None else hybrid
-    evaluators = mini_evaluators() if evaluators is None else evaluators
-    calibration = load_calibration() if calibration is None else calibration
     prompts, users, seeds = _listed("prompts", prompts), _listed("users", users), _listed("seeds", seeds)
     split_points = _listed("split_points", split_points)
     if len(users) < 2:
         raise ValueError(f"users={users} has one name; a distance between users needs at least 2")
+    hybrid = load_mini_hybrid() if hybrid is None else hybrid
+    evaluators = mini_evaluators() if evaluators is None else evaluators
+    calibration = load_calibration() if calibration is None else calibration
     for user in users:
         hybrid.user(user)
     for split in split_points:
@@ -284,14 +287,17 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
     split_points = [int(split) for split in split_points]
     settings = _settings(hybrid, users, split_points, evaluators, calibration)
     finished = _Finished(path, settings)
+    sigmas = [float(hybrid.noise_levels()[hybrid.num_steps - split]) for split in split_points]
     cases = [(prompt, int(seed)) for seed in seeds for prompt in prompts]
     for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=no_bar(progress)):
         if (prompt, seed) not in finished:
             pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), progress=False,
                                       cancel=cancel)
-            finished.add(_judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators,
-                                calibration, describe))
-    return finished.table(cases)
+            table = _judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators, calibration,
+                           describe)
+            table.insert(6, "sigma", np.repeat(sigmas, len(users)))
+            finished.add(table)
+    return finished.table(cases, command)
 
 
 def noise_seed(prompt: str, seed: int) -> int:
@@ -369,12 +375,13 @@ class _Finished:
             text = pd.concat(self.rows.values()).to_csv(index=False)
             write_atomically(self.draft, f"# {json.dumps(self.settings)}\n{text}".encode())
 
-    def table(self, cases: list[tuple[str, int]]) -> pd.DataFrame:
+    def table(self, cases: list[tuple[str, int]], command: str) -> pd.DataFrame:
         table = pd.concat([self.rows[case] for case in cases], ignore_index=True)
         if self.path is not None:
             write_atomically(self.path, table.to_csv(index=False).encode())
-            write_meta(self.path, kind="measured", command="python -m splitpoint.diffusion.quality --measure",
-                       settings=self.settings)
+            write_meta(self.path, kind="measured", command=command, settings=self.settings,
+                       prompts=list(dict.fromkeys(prompt for prompt, _ in cases)),
+                       seeds=sorted({seed for _, seed in cases}))
             self.draft.unlink(missing_ok=True)
         return table
 
@@ -395,7 +402,7 @@ def _settings(hybrid: HybridPipeline, users, split_points, evaluators: Evaluator
         for name, tensor in sorted(model.state_dict().items()):
             weights.update(name.encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return {"num_steps": hybrid.num_steps, "guidance_scale": hybrid.guidance_scale, "scheduler": hybrid.scheduler,
-            "packet_dtype": hybrid.packet_dtype, "users": users, "split_points": split_points,
+            "scheduler_config": hybrid.scheduler_config, "packet_dtype": hybrid.packet_dtype, "users": users, "split_points": split_points,
             "evaluators": evaluators.name, "calibration": asdict(calibration), "weights": weights.hexdigest()}
 
 
@@ -422,6 +429,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The personalized accuracy index of the miniature.")
     parser.add_argument("--calibrate", action="store_true", help="write data/quality/calibration.json")
     parser.add_argument("--measure", action="store_true", help="write data/quality/pai_mini.csv, or go on with it")
+    parser.add_argument("--schedules", action="store_true", help="the same with one seed under other step schedules")
     given = parser.parse_args()
     if given.calibrate:
         concepts = default_concepts()
@@ -433,8 +441,15 @@ def main() -> None:
     if given.measure:
         hybrid = load_mini_hybrid(merge=True, num_steps=50)
         table = measure_pai(mini_prompts(), MINI_USERS, range(0, 51, 5), (0, 1, 2), hybrid=hybrid,
-                            path=data_path("quality", "pai_mini.csv"))
+                            path=data_path("quality", "pai_mini.csv"),
+                            command="python -m splitpoint.diffusion.quality --measure")
         print(summarize_pai(table).round(3).to_string(index=False))
+    for name, settings in SCHEDULES.items() if given.schedules else ():
+        hybrid = load_mini_hybrid(merge=True, **settings)
+        table = measure_pai(mini_prompts(), MINI_USERS, np.linspace(0, hybrid.num_steps, 11).astype(int).tolist(), (0,),
+                            hybrid=hybrid, path=data_path("quality", "schedules", f"{name}.csv"),
+                            command="python -m splitpoint.diffusion.quality --schedules")
+        print(f"{name}\n{summarize_pai(table).round(3).to_string(index=False)}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from splitpoint.study.images import PARTS, pai_curves, pai_panels, picture_grid, split_grid
+from splitpoint.study.images import PARTS, pai_curves, pai_panels, picture_grid, schedule_panels, split_grid
 
 matplotlib.use("Agg")
 
@@ -47,3 +47,12 @@ def test_the_mean_curve_runs_through_the_mean_of_the_prompts():
 def test_panels_show_every_part_that_was_measured():
     assert len(pai_panels(table()).axes) == 4
     assert len(pai_panels(table().drop(columns="style_ok")).axes) == 3
+
+
+def test_schedules_are_drawn_against_step_and_noise():
+    rows = table().assign(n=lambda t: 20 * t.split_point, sigma=lambda t: t.split_point / 10)
+    figure = schedule_panels({"one": rows, "other": rows.assign(pai=0.5)})
+    left, right = figure.axes
+    np.testing.assert_allclose(left.lines[0].get_ydata(), [0.05, 0.3, 0.55])
+    np.testing.assert_allclose(right.lines[0].get_xdata(), [0.5, 1.0])  # no noise has no place on a logarithmic axis
+    assert right.get_xscale() == "log" and [t.get_text() for t in left.get_legend().get_texts()] == ["one", "other"]

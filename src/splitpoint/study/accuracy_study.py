@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from splitpoint.diffusion.quality import SCHEDULES, Calibration
 from splitpoint.offloading import AccuracyModel, Fit, SystemParameters, evaluate, fit_accuracy, sample_instance, solve
+from splitpoint.study.records import read_table
 
 RELEASED_STEPS = 200
+SCHEDULE_LABELS = {"trailing": "trailing", "karras": "Karras", "exponential": "exponential", "20_steps": "20 steps"}
 
 
 def on_released_scale(samples: pd.DataFrame) -> pd.DataFrame:
@@ -61,3 +64,53 @@ def loss_of_the_wrong_curve(believed: AccuracyModel, truth: AccuracyModel, num_u
         rows.append(dict(seed=seed, lost_s=lost / num_users, granted=int(plan.granted.sum()),
                          granted_best=int(best.granted.sum())))
     return pd.DataFrame(rows)
+
+
+def recalibrated(samples: pd.DataFrame, calibration: Calibration) -> pd.DataFrame:
+    """The same samples with the index that another calibration would have given them.
+
+    Args:
+        samples: as from ``measure_pai``.
+        calibration: the other constants.
+
+    Returns:
+        A copy with a new column ``pai``; as in the measurement, the distance in it is the mean over the users.
+    """
+    apart = samples.groupby(["prompt", "seed", "split_point"])["distance"].transform("mean")
+    return samples.assign(pai=calibration.pai(samples["text_score"], apart))
+
+
+def schedule_samples(main: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Samples measured under each way of spacing the steps, one seed, all on the scale of 200 steps.
+
+    Args:
+        main: the full measurement; its first seed stands for the model's own schedule.
+    """
+    found = {"its own (DDIM, 50 steps)": main[main["seed"] == main["seed"].min()]}
+    for name in SCHEDULES:
+        found[SCHEDULE_LABELS[name]] = read_table("quality", "schedules", f"{name}.csv")
+    return {label: on_released_scale(samples) for label, samples in found.items()}
+
+
+def schedule_fits(samples: dict[str, pd.DataFrame], resamples: int = 200, seed: int = 0) -> pd.DataFrame:
+    """Steepness and midpoint under each schedule, and the noise level at which half of the final index is reached.
+
+    Args:
+        samples: as from ``schedule_samples``.
+        resamples, seed: of the intervals, see ``accuracy_fit``.
+
+    Returns:
+        One row a schedule: ``steepness`` (per step of 200) and ``midpoint`` (steps of 200) with 95 % ``low`` and
+        ``high`` of the midpoint, ``r_squared``, ``half_sigma``: the noise per unit of signal where the mean index
+        crosses one half of its final value.
+    """
+    rows = {}
+    for label, table in samples.items():
+        fit, intervals = accuracy_fit(table, resamples, seed)
+        means = table.groupby("split_point")[["pai", "sigma"]].mean()
+        half_sigma = np.exp(np.interp(means["pai"].iloc[-1] / 2, means["pai"], np.log(means["sigma"].clip(lower=1e-3))))
+        rows[label] = {"steepness": fit.model.steepness, "midpoint": fit.model.midpoint,
+                       "midpoint low": intervals.loc["midpoint", "low"],
+                       "midpoint high": intervals.loc["midpoint", "high"], "r_squared": fit.r_squared,
+                       "half_sigma": half_sigma}
+    return pd.DataFrame(rows).T

@@ -98,6 +98,24 @@ def pai_panels(table: pd.DataFrame) -> plt.Figure:
     return figure
 
 
+def schedule_panels(samples: dict[str, pd.DataFrame]) -> plt.Figure:
+    """Mean index under several ways of spacing the steps: against the split point, and against the hand-over's noise.
+
+    Args:
+        samples: ``{schedule: rows of measure_pai with a column n}``, see ``accuracy_study.schedule_samples``.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
+    for (label, table), marker, line in zip(samples.items(), "osD^v", ("-", "--", "-.", ":", "-")):
+        means = table.groupby("n")[["pai", "sigma"]].mean()
+        left.plot(means.index, means["pai"], marker=marker, ls=line, label=label)
+        shown = means[means["sigma"] > 0.01]  # a finished picture has no place on a logarithmic axis
+        right.plot(shown["sigma"], shown["pai"], marker=marker, ls=line)
+    left.set(xlabel="split point n (of 200 steps)", ylabel="personalized accuracy index (PAI)")
+    right.set(xlabel="noise per unit of signal at the hand-over", xscale="log")
+    left.legend()
+    return figure
+
+
 def _array(picture) -> np.ndarray:
     picture = np.asarray(picture)
     return np.moveaxis(picture, 0, -1).clip(0, 1) if picture.dtype.kind == "f" else picture

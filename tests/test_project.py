@@ -126,3 +126,10 @@ def test_notebooks_are_linked_in_order():
     for path, following in zip(NOTEBOOKS, NOTEBOOKS[1:]):
         last = json.loads(path.read_text())["cells"][-1]
         assert following.name in "".join(last["source"]), f"{path.name} does not end with a link to {following.name}"
+
+
+def test_trained_weights_and_the_pictures_they_draw_have_one_licence():
+    files = [*(ROOT / "data" / "models").rglob("*.safetensors"), *(ROOT / "data").rglob("*.png")]
+    assert len(files) >= 12
+    for path in files:
+        assert json.loads(meta_path(path).read_text())["licence"] == "CC-BY-SA-4.0", path.name

@@ -40,6 +40,7 @@ _SCHEDULERS = {  # name: class, and what a deterministic run on unbounded latent
 }
 _LORA_FILES = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # as diffusers and as peft name them
 _fingerprints: WeakKeyDictionary = WeakKeyDictionary()
+_adapted: WeakKeyDictionary = WeakKeyDictionary()
 
 OnStep = Callable[[int, list[int], torch.Tensor], None]
 Cancel = Callable[[], bool] | Event
@@ -591,17 +592,23 @@ def _latent_shape(unet) -> tuple[int, int, int]:
 
 def _switch(pipeline: StableDiffusionPipeline, adapter: str | None) -> None:
     found = adapter is None
-    for model in (pipeline.unet, pipeline.text_encoder):
-        for layer in model.modules():
-            if isinstance(layer, BaseTunerLayer):
-                mine = adapter is not None and adapter in layer.scaling
-                if mine or not layer.disable_adapters:  # switching off what is off already costs milliseconds
-                    layer.enable_adapters(mine)
-                if mine:
-                    layer.set_adapter(adapter)
-                found |= mine
+    for layer in (*_adapter_layers(pipeline.unet), *_adapter_layers(pipeline.text_encoder)):
+        mine = adapter is not None and adapter in layer.scaling
+        if mine or not layer.disable_adapters:  # switching off what is off already costs milliseconds
+            layer.enable_adapters(mine)
+        if mine:
+            layer.set_adapter(adapter)
+        found |= mine
     if not found:
         raise ValueError(f"adapter={adapter!r} is not loaded in this pipeline")
+
+
+def _adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
+    """The layers that hold adapters, remembered until another adapter comes or goes: a walk costs milliseconds."""
+    names = tuple(getattr(model, "peft_config", ()))
+    if model not in _adapted or _adapted[model][0] != names:
+        _adapted[model] = names, [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
+    return _adapted[model][1]
 
 
 def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> StableDiffusionPipeline:

@@ -20,7 +20,11 @@ def project(tmp_path, monkeypatch):
 
 def test_runs_in_order_skips_what_is_done_and_names_the_cell_that_fails(project, capfd):
     write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "print(MODE)")
-    write_notebook(project, "01_b.ipynb", 'MODE = "fast"', "x = 1", "raise KeyError('lost')")
+    write_notebook(project, "01_b.ipynb", 'MODE = "fast"', "x = 1", "raise KeyError('lost')", "x = 2")
+    committed = nbformat.read(project / "notebooks" / "01_b.ipynb", as_version=4)
+    for count, cell in enumerate(committed.cells, 1):
+        cell.execution_count = count  # as in a committed notebook, whose last cell did run once
+    nbformat.write(committed, project / "notebooks" / "01_b.ipynb")
     assert not run_notebooks([], "full")
     out, err = capfd.readouterr()
     assert "[1/2] 00_a" in out and "01_b.ipynb failed in cell 2" in err and "lost" in err
@@ -31,6 +35,14 @@ def test_runs_in_order_skips_what_is_done_and_names_the_cell_that_fails(project,
     assert run_notebooks([], "full")
     out, _ = capfd.readouterr()
     assert "00_a: up to date" in out and "01_b:" in out
+
+
+def test_a_damaged_data_file_is_noticed_although_its_sidecar_did_not_change(project, capfd):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"')
+    for content, says in (("1", "00_a:"), ("1", "up to date"), ("2", " s, 0 figures")):
+        (project / "data" / "table.csv").write_text(content)
+        assert run_notebooks([], "fast")
+        assert says in capfd.readouterr().out
 
 
 def test_in_place_keeps_the_mode_that_is_committed(project):

@@ -58,9 +58,11 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
 def _execute(path: Path, target: Path, mode: str) -> bool:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None  # what is committed must not be taken for this run's
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
-    client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3",
+    client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", coalesce_streams=True,
                             extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
     try:
         client.execute(env=_kernel_environment())
@@ -92,10 +94,11 @@ def _source(path: Path) -> str:
 
 
 def _project_state(root: Path) -> str:
-    """Digest of the package's source and of the data's sidecars."""
+    """Digest of the package's source and of the data, so that a damaged file is noticed too."""
     digest = hashlib.sha256()
-    for path in sorted([*root.joinpath("src").rglob("*.py"), *root.joinpath("data").rglob("*.meta.json")]):
-        digest.update(path.read_bytes())
+    for path in sorted([*root.joinpath("src").rglob("*.py"), *root.joinpath("data").rglob("*")]):
+        if path.is_file():
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

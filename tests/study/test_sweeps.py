@@ -1,10 +1,12 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from splitpoint.offloading import Plan, SystemParameters, evaluate, register, sample_instance, solve
 from splitpoint.offloading.solvers import _SOLVERS
-from splitpoint.study.sweeps import optimality, reward_sweep, solve_times
+from splitpoint.study.sweeps import _solver_digest, optimality, reward_sweep, solve_times
 
 
 def sweep(name="sweep", **changes):
@@ -69,3 +71,49 @@ def test_solve_times_stop_where_a_method_gives_up(scratch_project):
     sizes = table.groupby("label").num_users.max()
     assert sizes["exact"] == 18 and sizes["brute force"] == 16
     assert isinstance(table, pd.DataFrame) and (table.solve_s > 0).all()
+
+
+class Patient:
+    """A solver with a state: grants the ``size`` users who came first."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def solve(self, instance):
+        granted = np.arange(instance.num_users) < self.size
+        return Plan(granted, np.where(granted, 120.0, 200.0))
+
+
+def grant_first(size):
+    return lambda instance: Patient(size).solve(instance)
+
+
+@pytest.mark.parametrize("make", [lambda size: Patient(size).solve, grant_first,
+                                  lambda size: partial(lambda instance, size: Patient(size).solve(instance), size=size)],
+                         ids=["bound to an object", "closure", "partial"])
+def test_another_solver_under_the_same_name_is_computed_not_read(make, scratch_project, capsys, monkeypatch):
+    tables = []
+    for size in (1, 2, 2):
+        monkeypatch.setitem(_SOLVERS, "mine", make(size))
+        tables.append(sweep(num_users=(4,), methods=("mine",)))
+    assert [table.share_granted.mean() for table in tables] == [0.25, 0.5, 0.5]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["computed", "computed", "read"]
+
+
+def test_what_cannot_be_pickled_is_never_read_back():
+    def solver():
+        held = iter(range(3)), (n for n in range(3))
+        return lambda instance: held and Patient(1).solve(instance)
+
+    assert _solver_digest(solver()) != _solver_digest(solver())
+
+
+def test_a_table_with_the_agent_depends_on_the_code_of_its_room(scratch_project, monkeypatch):
+    asked = []
+    monkeypatch.setattr("splitpoint.study.sweeps.code_digest", lambda *rooms: asked.append(rooms) or "code")
+    learning = pytest.importorskip("splitpoint.learning")
+    for methods in (("exact",), ("exact", "agent")):
+        sweep(num_users=(4,), num_seeds=2, methods=methods)
+    monkeypatch.setitem(_SOLVERS, "mine", learning.load_agent().solve)
+    sweep(num_users=(4,), num_seeds=2, methods=("mine",))
+    assert [rooms[2:] for rooms in asked] == [(), ("learning",), ("learning",)]

@@ -1,11 +1,13 @@
 """Experiments over many windows: tidy tables of every method's reward, accuracy, latency and time."""
 
-import hashlib
+import functools
 import inspect
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
+import joblib
 import numpy as np
 import pandas as pd
 
@@ -48,9 +50,7 @@ def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence
     settings = dict(num_users=list(num_users), num_edge_gpus=list(num_edge_gpus), num_seeds=num_seeds,
                     first_seed=first_seed, parameters=asdict(parameters), batching=batching,
                     profiles=asdict(profiles) if profiles else "published",
-                    methods={name: _source_digest(f) for name, f in solver_functions.items()},
-                    agent=agent_digest() if "agent" in methods else None,
-                    code=code_digest("offloading", "study"))
+                    **_digests(solver_functions, "offloading", "study"))
     return load_or_run(name, _windows, tasks, settings=settings)
 
 
@@ -129,14 +129,35 @@ def _time_once(instance, options):
     return time.perf_counter() - start, plan
 
 
+def _digests(solver_functions: dict[str, Callable], *rooms: str) -> dict:
+    """What a table depends on beside its settings: the solvers, the package's code, and the agent where it decides."""
+    learned = any("splitpoint.learning" in str(getattr(f, "__module__", None)) for f in solver_functions.values())
+    return dict(methods={name: _solver_digest(function) for name, function in solver_functions.items()},
+                agent=agent_digest() if learned else None,
+                code=code_digest(*rooms, *(["learning"] if learned else [])))
+
+
 def agent_digest() -> str:
     """Checksum of the committed agent's weights."""
     return sha256(data_path("agents", "drl_convex.safetensors"))
 
 
-def _source_digest(function: Callable) -> str:
+def _solver_digest(function: Callable) -> str:
+    """Checksum of a solver: its source and what it holds on to.
+
+    Two agents under one name have the same source; the object behind a method and the variables of a closure tell
+    them apart.
+    """
+    if isinstance(function, functools.partial):
+        function, held = function.func, (function.args, function.keywords)
+    else:
+        held = getattr(function, "__self__", None)
     try:
-        source = inspect.getsource(function)
-    except (OSError, TypeError):
-        source = repr(function)
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+        try:
+            source = inspect.getsource(function)
+        except (OSError, TypeError):  # typed at a prompt, or an object that can be called
+            source = function
+        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+        return joblib.hash((source, held, cells))[:16]
+    except Exception:  # what cannot be pickled says so in many ways; its table is never read back
+        return uuid.uuid4().hex[:16]

@@ -73,6 +73,20 @@ def test_solve_times_stop_where_a_method_gives_up(scratch_project):
     assert isinstance(table, pd.DataFrame) and (table.solve_s > 0).all()
 
 
+@pytest.mark.parametrize("options, message", [
+    ({"method": "magic"}, "method='magic' is unknown; there are: exact"),
+    ({"method": "milp", "formulation": "loose"}, "formulation='loose' is unknown; there are: tight, gqap"),
+])
+def test_a_mistyped_method_does_not_pass_for_one_that_gives_up(options, message, scratch_project):
+    with pytest.raises(ValueError, match=message):
+        solve_times("times", num_users=(4,), methods={"exact": {"method": "exact"}, "typo": options}, num_seeds=2)
+
+
+def test_a_solver_of_ones_own_is_timed_too(scratch_project, monkeypatch):
+    monkeypatch.setitem(_SOLVERS, "mine", lambda instance: Patient(2).solve(instance))
+    assert len(solve_times("times", num_users=(4,), methods={"mine": {"method": "mine"}}, num_seeds=2)) == 2
+
+
 class Patient:
     """A solver with a state: grants the ``size`` users who came first."""
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from splitpoint.files import data_path, sha256
-from splitpoint.offloading import Profiles, SystemParameters, evaluate, sample_instance, solve
+from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
 from splitpoint.offloading.solvers import get_solver
 from splitpoint.study.records import code_digest, load_or_run
 
@@ -93,25 +93,32 @@ def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict]
 
     Returns:
         One row per label, size and window: ``label, num_users, seed, solve_s, status``.
+
+    Raises:
+        ValueError: for an unknown method, or options that it does not take.
     """
-    settings = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
-                    give_up_s=give_up_s, code=code_digest("offloading"))
-    task = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
-                give_up_s=give_up_s)
-    return load_or_run(name, _times, [task], settings=settings, kind="measured")
+    solver_functions = {label: get_solver(options.get("method", "exact")) for label, options in methods.items()}
+    common = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
+                  give_up_s=give_up_s)
+    settings = common | {"depends_on": _digests(solver_functions, "offloading")}
+    return load_or_run(name, _times, [common | {"solver_functions": solver_functions}], settings=settings,
+                       kind="measured")
 
 
-def _times(num_users, methods, num_edge_gpus, num_seeds, give_up_s):
+def _times(num_users, methods, solver_functions, num_edge_gpus, num_seeds, give_up_s):
     rows = []
-    for label, options in methods.items():
+    for label, solver in solver_functions.items():
+        options = {option: value for option, value in methods[label].items() if option != "method"}
+        # a wrong option must not pass for a size that is refused
+        _time_once(sample_instance(1, num_edge_gpus, np.random.default_rng(0)), solver, options)
         for users in num_users:
             parameters, seconds = SystemParameters(max_batch=users), []
             for seed in range(num_seeds):
                 instance = sample_instance(users, num_edge_gpus, np.random.default_rng([seed, users]), parameters)
                 try:
-                    spent, plan = _time_once(instance, options)
+                    spent, plan = _time_once(instance, solver, options)
                     if spent < give_up_s / 2:
-                        spent, plan = _time_once(instance, options)
+                        spent, plan = _time_once(instance, solver, options)
                 except ValueError:  # the method refuses this size
                     break
                 seconds.append(spent)
@@ -123,9 +130,10 @@ def _times(num_users, methods, num_edge_gpus, num_seeds, give_up_s):
     return rows
 
 
-def _time_once(instance, options):
+def _time_once(instance, solver, options):
     start = time.perf_counter()
-    plan = solve(instance, **options)
+    plan = solver(instance, **options)
+    check_plan(instance, plan)  # as ``solve`` does
     return time.perf_counter() - start, plan
 
 

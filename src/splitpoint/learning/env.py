@@ -235,7 +235,7 @@ class OffloadingEnv(gymnasium.Env):
     Args:
         scenario: what windows ``reset`` draws.
         features, reward, order: see Decisions.
-        max_users: most users that a window may have; the scenario's if left out.
+        max_users: most users that a window may have, at least the scenario's; those if left out.
 
     ``reset(options={"instance": Instance})`` begins that very window; ``plan()`` is the plan of the users granted so far.
     """
@@ -244,7 +244,7 @@ class OffloadingEnv(gymnasium.Env):
 
     def __init__(self, scenario: Scenario = Scenario(), features: str = "gains", reward: str = "difference",
                  order: str = "given", max_users: int | None = None):
-        self.scenario, self.max_users = scenario, max_users or scenario.num_users[1]
+        self.scenario, self.max_users = scenario, scenario.width(max_users)
         self.features, self.reward, self.order = features, reward, order
         self._decisions = Decisions(1, self.max_users, scenario.parameters, features, reward, order)
         self._instance = None
@@ -294,7 +294,7 @@ class OffloadingVecEnv(VecEnv):
         num_envs: windows at a time.
         seed: of the drawing.
         features, reward, order: see Decisions.
-        max_users: width of the arrays; the source's if left out.
+        max_users: width of the arrays, at least the source's; that if left out. For Windows it is theirs.
     """
 
     def __init__(self, source: Scenario | Windows, num_envs: int = 128, seed: int = 0, features: str = "gains",
@@ -302,7 +302,9 @@ class OffloadingVecEnv(VecEnv):
         whole_number("num_envs", num_envs, 1)
         self.source = source
         fixed = isinstance(source, Windows)
-        self.max_users = max_users or (source.alpha.shape[1] if fixed else source.num_users[1])
+        self.max_users = source.alpha.shape[1] if fixed else source.width(max_users)
+        if fixed and max_users is not None:
+            whole_number("max_users", max_users, self.max_users, self.max_users)
         self.decisions = Decisions(num_envs, self.max_users, source.parameters, features, reward, order)
         self.rng = np.random.default_rng(seed)
         self.episodes, self._pool, self._cursor = 0, source if fixed else None, 0

@@ -147,7 +147,7 @@ def stack_windows(instances: Sequence[Instance], max_users: int | None = None) -
     if any(instance.parameters != parameters for instance in instances):
         raise ValueError("instances have different SystemParameters; stack equal ones")
     counts = np.array([instance.num_users for instance in instances])
-    width = int(max_users or counts.max())
+    width = int(counts.max() if max_users is None else max_users)
     if counts.max() > width:
         raise ValueError(f"num_users={counts.max()} is outside [1, {width}]")
     padded = {"device_step_s": np.ones((len(counts), width)), "alpha": np.zeros((len(counts), width)),
@@ -193,18 +193,28 @@ class Scenario:
                 whole_number("devices", index, 0, known - 1)
             object.__setattr__(self, "devices", tuple(int(index) for index in self.devices))
 
+    def width(self, max_users: int | None = None) -> int:
+        """Width of arrays for these windows: ``max_users``, which may not be fewer than the scenario's, or those."""
+        if max_users is None:
+            return self.num_users[1]
+        whole_number("max_users", max_users, self.num_users[1])
+        return int(max_users)
+
     def sample(self, n: int, rng: np.random.Generator, max_users: int | None = None) -> Windows:
         """Draw ``n`` windows.
 
         Args:
             n: how many, at least 1.
             rng: NumPy generator.
-            max_users: width of the arrays; the scenario's most users if left out.
+            max_users: width of the arrays, see ``width``.
+
+        Raises:
+            ValueError: if ``n`` or ``max_users`` is outside its range.
 
         Source: authors' released code, PERDQN/per_DQN_main.py; as ``sample_instance``, for many windows at once.
         """
         whole_number("n", n, 1)
-        width = max_users or self.num_users[1]
+        width = self.width(max_users)
         profiles = published_profiles()
         chosen = np.array(self.devices if self.devices is not None else range(len(profiles.devices)))
         weights = profiles.weights[chosen] / profiles.weights[chosen].sum()

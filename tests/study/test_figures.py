@@ -39,13 +39,52 @@ def test_fitted_line_starts_at_the_intercept():
 
 
 def test_figures_are_saved_twice_and_alike(scratch_project):
+    runs = []
     for _ in range(2):
         ax = figures.latency_lines({"a": published_latency()[0]})
         figures.caption(ax.figure, "published", "nothing")
         figures.save_figure(ax.figure, "fig00_test")
-        content = (scratch_project / "figures" / "fig00_test.png").read_bytes()
-    assert content == (scratch_project / "figures" / "fig00_test.png").read_bytes()
-    assert sorted(p.name for p in (scratch_project / "figures").iterdir()) == ["fig00_test.pdf", "fig00_test.png"]
+        runs.append({path.name: path.read_bytes() for path in (scratch_project / "figures").iterdir()})
+    assert sorted(runs[0]) == ["fig00_test.pdf", "fig00_test.png"]
+    assert runs[0] == runs[1]
+
+
+def paired_tables():
+    """Two windows a point: method "a" is 1 and 3 above the baseline with 4 users, 5 and 5 with 8."""
+    keys = [(4, 0), (4, 1), (8, 0), (8, 1)]
+    table = pd.DataFrame([dict(num_users=u, num_edge_gpus=16, seed=s, method="exact") for u, s in keys])
+    return table.assign(reward=[11.0, 23, 15, 105]), table.assign(reward=[10.0, 20, 10, 100])
+
+
+def drawn_bars(ax):
+    """Points and half-widths of the first error bars."""
+    line, _, (bars,) = ax.containers[0]
+    return line.get_xdata().tolist(), line.get_ydata().tolist(), [np.ptp(s[:, 1]) / 2 for s in bars.get_segments()]
+
+
+def test_gain_lines_draw_paired_differences():
+    better, baseline = paired_tables()
+    x, y, half = drawn_bars(figures.gain_lines({"a": better}, baseline.sample(frac=1, random_state=0), "num_users"))
+    assert (x, y) == ([4, 8], [2, 5])
+    assert half == pytest.approx([1.96 * np.sqrt(2) / np.sqrt(2), 0]), "the spread of the differences, not of the tables"
+
+
+def test_difference_lines_draw_one_method_of_each_table():
+    better, baseline = paired_tables()
+    other = better.assign(method="greedy", reward=-1.0)
+    x, y, _ = drawn_bars(figures.difference_lines({"a": pd.concat([other, better]), "b": baseline}, "num_users"))
+    assert (x, y) == ([4, 8], [17, 60])
+    ax = figures.difference_lines({"a": better, "b": baseline}, "num_users", method="exact")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+
+
+def test_solve_times_ring_what_was_stopped():
+    table = pd.DataFrame([dict(label="milp", num_users=u, seed=s, solve_s=t, status=status)
+                          for u, s, t, status in ((4, 0, 1.0, "optimal"), (4, 1, 3, "optimal"), (4, 2, 2, "optimal"),
+                                                  (8, 0, 5, "time_limit"))])
+    ax = figures.solve_time_lines(table)
+    assert ax.containers[0].lines[0].get_ydata().tolist() == [2, 5]
+    assert ax.collections[-1].get_offsets().tolist() == [[8, 5]]
 
 
 def test_a_folder_that_cannot_be_written_is_named(scratch_project):

@@ -43,12 +43,18 @@ def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scr
     def grant_none(instance):
         return Plan(np.zeros(instance.num_users, bool), np.full(instance.num_users, 200.0))
 
+    def grant_all(instance):
+        return Plan(np.ones(instance.num_users, bool), np.full(instance.num_users, 100.0))
+
     register("mine", grant_none)
     try:
         table = sweep(methods=("exact", "mine"))
         assert set(table.method) == {"exact", "mine"}
         sweep(methods=("exact", "mine"))
-        assert "read from" in capsys.readouterr().out
+        register("mine", grant_all)
+        other = sweep(methods=("exact", "mine"))
+        assert other[other.method == "mine"].share_granted.min() == 1
+        assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["computed", "read", "computed"]
     finally:
         _SOLVERS.pop("mine")
 

@@ -17,6 +17,10 @@ def test_sidecar_round_trip_and_damage(tmp_path):
     meta_path(path).write_text("{")
     with pytest.raises(ValueError, match="missing or unreadable"):
         read_meta(path)
+    path.unlink()
+    write_atomically(meta_path(path), json.dumps(written).encode())
+    with pytest.raises(ValueError, match="^table.csv is missing or unreadable"):
+        read_meta(path)
 
 
 def test_unknown_kind_is_refused(tmp_path):

@@ -96,14 +96,15 @@ def read_meta(path: Path) -> dict:
     """The sidecar of a file, after checking that the file is the one it describes.
 
     Raises:
-        ValueError: if the sidecar is missing or unreadable, or the file does not match its checksum.
+        ValueError: if the file or its sidecar is missing or unreadable, or the file does not match its checksum.
     """
     sidecar = meta_path(path)
     try:
-        meta = json.loads(sidecar.read_text())
+        meta, checksum = json.loads(sidecar.read_text()), sha256(path)
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{sidecar.name} is missing or unreadable; restore it with `git checkout -- data`") from error
-    if sha256(path) != meta.get("sha256"):
+        missing = sidecar.name if Path(path).exists() else Path(path).name
+        raise ValueError(f"{missing} is missing or unreadable; restore it with `git checkout -- data`") from error
+    if checksum != meta.get("sha256"):
         raise ValueError(f"{Path(path).name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
                          "restore it with `git checkout -- data`, or make it again with: " + str(meta.get("command")))
     return meta

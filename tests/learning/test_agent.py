@@ -1,10 +1,12 @@
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from splitpoint.files import data_path
 from splitpoint.learning import Agent, Scenario, TrainingSettings, evaluate_agent, load_agent, train_agent
 from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.training import PrioritizedDQN, make_learner, network_weights
@@ -142,6 +144,15 @@ def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match="is not an agent"):
         load_agent(tmp_path / "a")
+
+
+def test_an_agent_that_ships_is_checked_against_its_sidecar(tmp_path, monkeypatch):
+    shutil.copytree(data_path("agents"), tmp_path / "data" / "agents")
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    assert same(load_agent("dqn"), load_agent(tmp_path / "data" / "agents" / "dqn.json"))
+    load_agent("drl_convex").save(tmp_path / "data" / "agents" / "dqn")
+    with pytest.raises(ValueError, match="dqn.json does not match the checksum"):
+        load_agent("dqn")
 
 
 def test_observations_that_are_not_numbers_are_refused():

@@ -1,7 +1,10 @@
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
 
+from splitpoint.files import data_path
 from splitpoint.offloading import (
     Instance,
     LatencyModel,
@@ -9,6 +12,7 @@ from splitpoint.offloading import (
     SystemParameters,
     check_plan,
     evaluate,
+    published_latency,
     published_profiles,
     released_instance,
     sample_instance,
@@ -81,6 +85,16 @@ def test_sampling_follows_the_released_rules():
         assert np.all((window.alpha >= low) & (window.alpha <= 250 * window.device_step_s))
 
 
+def test_published_lines_are_checked_against_their_sidecar(tmp_path, monkeypatch):
+    folder = tmp_path / "data" / "latency_profiles"
+    shutil.copytree(data_path("latency_profiles"), folder)
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    assert published_latency.__wrapped__() == published_latency()
+    folder.joinpath("published.csv").write_text("device_index,slope_ms_per_request,intercept_ms\n0,1,1\n")
+    with pytest.raises(ValueError, match="published.csv does not match the checksum"):
+        published_latency.__wrapped__()
+
+
 def test_sampling_is_seeded():
     first, again = (sample_instance(5, 4, np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first.alpha, again.alpha)
@@ -110,7 +124,8 @@ def test_batch_limit_is_checked(window):
     (lambda: sample_instance(4, 0, np.random.default_rng()), "num_edge_gpus=0"),
     (lambda: sample_instance(4, 4, 1234), "default_rng"),
     (lambda: SystemParameters(min_split=201), r"min_split=201 .*\[0, 200\]"),
-    (lambda: SystemParameters(num_steps=1.5), "not a whole number"),
+    (lambda: SystemParameters(num_steps=1.5), r"num_steps=1.5 is not a whole number in \[1, inf\)"),
+    (lambda: SystemParameters(min_split=80.5), r"min_split=80.5 is not a whole number in \[0, 200\]"),
     (lambda: SystemParameters(bandwidth_hz=0), "bandwidth_hz=0"),
     (lambda: SystemParameters(transmission="magic"), "released, corrected"),
     (lambda: Instance(LatencyModel(1, 1), [], [], []), "at least one user"),

@@ -54,6 +54,7 @@ def test_curves_are_kept_apart_and_end_where_memory_did(tmp_path):
     (HEADER + "box,mini,fp32,eager,True,1,0,ok,-0.1\n", r"line 2: step_s='-0.1' is outside \(0, inf\)"),
     (HEADER + "box,mini,fp32,eager,True,1,0,ok,nan\n", "line 2: step_s='nan' is not a finite number"),
     (HEADER + "box,mini,fp32,eager,True,1,0,ok,fast\n", "step_s='fast'"),
+    (HEADER + "box,mini,fp32,eager,True,1,0,ok\n", "line 2: step_s=None is not a finite number"),
     (HEADER + "box,mini,fp32,eager,True,1.5,0,ok,1\n", "batch_size='1.5'"),
     (HEADER + "box,mini,fp32,eager,True,1,0,late,1\n", "status='late' is not one of ok, out_of_memory"),
 ])

@@ -201,6 +201,7 @@ def test_a_solver_of_ones_own():
     ({"method": "milp", "time_limit_s": 0}, "time_limit_s=0"),
     ({"method": "genetic", "population": 1}, "population=1"),
     ({"method": "genetic", "mutation": 2}, r"mutation=2 is outside \[0, 1\]"),
+    ({"method": "genetic", "mutation": None}, r"mutation=None is outside \[0, 1\]"),
 ])
 def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):

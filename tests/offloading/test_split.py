@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from splitpoint.offloading import AccuracyModel, SystemParameters, optimal_split
+from splitpoint.offloading import AccuracyModel, SystemParameters, grant_gains, optimal_split, sample_instance
 
 from .strategies import instances
 
@@ -71,6 +71,13 @@ def test_limits_and_shapes():
     assert optimal_split(np.ones((3, 1)), np.ones(4), parameters).shape == (3, 4)
     wide = SystemParameters(min_split=0, accuracy=AccuracyModel(0.05, 100))
     assert optimal_split(1.0, 0.2, wide) == 0
+
+
+@pytest.mark.parametrize("sizes, message", [
+    (3, r"batch_sizes has shape \(\); valid is \(m,\)"), ([[1, 2]], r"shape \(1, 2\)"), ([0], "batch_sizes holds 0.0")])
+def test_bad_batch_sizes_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        grant_gains(sample_instance(3, 4, np.random.default_rng(0)), sizes)
 
 
 @pytest.mark.parametrize("alpha, saving, message", [

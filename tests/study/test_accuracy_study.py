@@ -29,6 +29,11 @@ def test_fit_and_its_interval_follow_the_prompts():
     assert width == pytest.approx(2 * 1.96 * 12 / 5, rel=0.4), "the spread of 25 prompts, not of 825 samples"
 
 
+def test_an_interval_needs_resamples():
+    with pytest.raises(ValueError, match=r"resamples=0 is outside \[1, inf\)"):
+        accuracy_fit(on_released_scale(made_up_samples([100, 110])), resamples=0)
+
+
 def test_no_loss_with_the_right_curve_and_none_negative():
     curve = AccuracyModel(0.0413, 71.44)
     assert loss_of_the_wrong_curve(curve, curve, num_seeds=10).lost_s.abs().max() < 1e-9

@@ -50,6 +50,12 @@ def test_an_interrupted_run_continues_to_the_same_table(scratch_project, capsys)
     assert "4 parts of 6 from before" in capsys.readouterr().out
 
 
+def test_an_unknown_kind_is_refused_before_any_work(scratch_project):
+    with pytest.raises(ValueError, match="kind='guessed' is unknown; there are: measured"):
+        load_or_run("squares", square, tasks(), settings={}, kind="guessed")
+    assert not scratch_project.joinpath("results").exists()
+
+
 def test_a_damaged_table_is_refused(scratch_project):
     load_or_run("squares", square, tasks(), settings={})
     results_path("squares.csv").write_text("number,square\n0,9\n")

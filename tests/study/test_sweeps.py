@@ -59,6 +59,17 @@ def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scr
         _SOLVERS.pop("mine")
 
 
+@pytest.mark.parametrize("changes, message", [
+    (dict(num_seeds=0), r"num_seeds=0 is outside \[1, inf\)"), (dict(batching="late"), "static, early_exit"),
+    (dict(methods=("simplex",)), "method='simplex' is unknown"), (dict(num_users=(4, 0)), "num_users=0"),
+    (dict(num_edge_gpus=(1.5,)), "num_edge_gpus=1.5 is not a whole number"), (dict(num_users=()), "tasks of sweep"),
+])
+def test_bad_arguments_are_refused_before_any_work(changes, message, scratch_project):
+    with pytest.raises(ValueError, match=message):
+        sweep(**changes)
+    assert not scratch_project.joinpath("results").exists()
+
+
 def test_parameters_change_the_table(scratch_project):
     released, corrected = (sweep(parameters=SystemParameters(transmission=t)) for t in ("released", "corrected"))
     exact = [t[t.method == "exact"].reward.mean() for t in (released, corrected)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from splitpoint.files import data_path, write_atomically
+from splitpoint.files import data_path, project_root, read_meta, write_atomically
 from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, OffloadingVecEnv, num_features, plan_of
 from splitpoint.learning.windows import Scenario, Windows, stack_windows
 from splitpoint.offloading import AccuracyModel, Instance, Plan, SystemParameters, register
@@ -259,6 +259,9 @@ def load_agent(path: str | Path | None = None, features: str | None = None) -> A
     path = Path(path or COMMITTED[-1])
     if path.parent == Path() and not path.with_suffix(".json").exists():
         path = data_path(COMMITTED[0], path.name)
+    for file in (path.with_suffix(".json"), path.with_suffix(".safetensors")):
+        if file.exists() and project_root().joinpath("data") in file.absolute().parents:
+            read_meta(file)  # what ships has a sidecar; an agent of one's own need not
     try:
         text = json.loads(path.with_suffix(".json").read_text())
         settings = TrainingSettings.from_json(json.dumps(text["settings"]))

@@ -23,7 +23,8 @@ def whole_number(name: str, value: int, minimum: int, maximum: float = math.inf)
     """Refuse what is not a whole number within ``[minimum, maximum]``."""
     finite_number(name, value, minimum, maximum)
     if int(value) != value:
-        raise ValueError(f"{name}={value!r} is not a whole number")
+        high = ")" if maximum == math.inf else "]"
+        raise ValueError(f"{name}={value!r} is not a whole number in [{minimum:g}, {maximum:g}{high}")
 
 
 def finite_array(name: str, values: ArrayLike, minimum: float = -math.inf) -> NDArray[np.float64]:

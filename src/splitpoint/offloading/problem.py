@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.files import data_path
+from splitpoint.files import data_path, read_meta
 from splitpoint.offloading.checks import finite_array, finite_number, one_of, whole_number
 from splitpoint.offloading.models import RELEASED_ACCURACY, AccuracyModel, LatencyModel
 
@@ -222,8 +222,14 @@ class Profiles:
 
 @cache
 def published_latency() -> tuple[LatencyModel, ...]:
-    """The 11 fitted lines of the authors' released code (PERDQN/computing_power_profile.npy), fastest first."""
-    with data_path("latency_profiles", "published.csv").open() as file:
+    """The 11 fitted lines of the authors' released code (PERDQN/computing_power_profile.npy), fastest first.
+
+    Raises:
+        ValueError: if the file or its sidecar is missing or damaged.
+    """
+    path = data_path("latency_profiles", "published.csv")
+    read_meta(path)
+    with path.open() as file:
         rows = [(float(row["slope_ms_per_request"]), float(row["intercept_ms"])) for row in csv.DictReader(file)]
     return tuple(LatencyModel(slope / 1000, intercept / 1000) for slope, intercept in rows)
 

@@ -85,7 +85,7 @@ def _number(path: Path, line: int, row: dict, column: str) -> float:
     try:
         value = float(row[column])
         finite_number(column, value)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # a row cut short holds None
         raise ValueError(f"{path.name}, line {line}: {column}={row[column]!r} is not a finite number") from error
     return value
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from splitpoint.offloading.checks import one_of, whole_number
+from splitpoint.offloading.checks import finite_number, one_of, whole_number
 from splitpoint.offloading.problem import Instance, Plan, check_plan
 from splitpoint.offloading.split import grant_gain, grant_gains, optimal_split
 
@@ -144,8 +144,7 @@ def genetic(instance: Instance, seed: int = 0, population: int = 100, generation
     """
     whole_number("population", population, 2)
     whole_number("generations", generations, 1)
-    if not 0 <= mutation <= 1:
-        raise ValueError(f"mutation={mutation!r} is outside [0, 1]")
+    finite_number("mutation", mutation, 0.0, 1.0)
     rng, users = np.random.default_rng(seed), instance.num_users
     table = _gain_table(instance, whole_steps)
     sets = _within_limit(rng.random((population, users)) < rng.random((population, 1)), instance.largest_batch, rng)

@@ -59,9 +59,15 @@ def grant_gains(instance, batch_sizes: ArrayLike, whole_steps: bool = False
     Returns:
         gains: shape (m, U), utility of the granted minus the denied user, in seconds.
         splits: shape (m, U), in steps.
+
+    Raises:
+        ValueError: if ``batch_sizes`` is not one-dimensional, or holds a number that is not finite or below 1.
     """
     parameters = instance.parameters
-    batch = finite_array("batch_sizes", batch_sizes, minimum=1.0)[:, None]
+    batch = finite_array("batch_sizes", batch_sizes, minimum=1.0)
+    if batch.ndim != 1:
+        raise ValueError(f"batch_sizes has shape {batch.shape}; valid is (m,)")
+    batch = batch[:, None]
     saving = instance.device_step_s - instance.edge.step_latency_s(batch)
     splits = optimal_split(instance.alpha, saving, parameters, whole_steps)
     return grant_gain(instance, splits, saving, batch), splits

@@ -7,6 +7,7 @@ import pandas as pd
 
 from splitpoint.diffusion.quality import SCHEDULES, Calibration
 from splitpoint.offloading import AccuracyModel, Fit, SystemParameters, evaluate, fit_accuracy, sample_instance, solve
+from splitpoint.offloading.checks import whole_number
 from splitpoint.study.records import read_table
 
 RELEASED_STEPS = 200
@@ -32,7 +33,11 @@ def accuracy_fit(samples: pd.DataFrame, resamples: int = 300, seed: int = 0) -> 
     Returns:
         The fit, and a table with rows ``steepness`` (per step) and ``midpoint`` (steps), columns ``fitted, low, high``
         (95 %). Samples of one prompt share its difficulty, so prompts are what is drawn anew.
+
+    Raises:
+        ValueError: if ``resamples`` is below 1, or the index does not follow a logistic curve.
     """
+    whole_number("resamples", resamples, 1)
     by_prompt = samples.groupby(["prompt", "n"])["pai"].mean().unstack()
     points = by_prompt.columns.to_numpy(float)
     fit = fit_accuracy(points, by_prompt.mean().to_numpy())

@@ -112,7 +112,21 @@ def threshold(batch_size: int, price_s: float) -> Policy:
 
 
 def tune_threshold(past: Sequence[Instance], num_prices: int = 60) -> tuple[int, float]:
-    """Batch size and price that would have been best on past windows, by trying all sizes and many prices."""
+    """Batch size and price that would have been best on past windows, by trying all sizes and many prices.
+
+    Args:
+        past: windows of the same edge, at least one.
+        num_prices: tried between 0 and the 99th percentile of the gains, at least 1.
+
+    Returns:
+        Batch size, and price in seconds; see ``threshold``.
+
+    Raises:
+        ValueError: if ``past`` is empty, its edge admits nobody, or ``num_prices`` is below 1.
+    """
+    if len(past) == 0:
+        raise ValueError("past is empty; at least one window is needed")
+    whole_number("num_prices", num_prices, 1)
     limit = past[0].parameters.max_batch
     whole_number("max_batch", limit, 1)
     tables = [grant_gains(window, np.arange(1, limit + 1))[0][:, np.argsort(window.arrival_s)] for window in past]

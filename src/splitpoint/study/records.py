@@ -11,7 +11,8 @@ import joblib
 import pandas as pd
 from tqdm.auto import tqdm
 
-from splitpoint.files import data_path, meta_path, project_root, read_meta, write_atomically, write_meta
+from splitpoint.files import KINDS, data_path, meta_path, project_root, read_meta, write_atomically, write_meta
+from splitpoint.offloading.checks import one_of
 
 
 def results_path(*parts: str) -> Path:
@@ -38,7 +39,13 @@ def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[
 
     Returns:
         Tidy table in the order of the tasks.
+
+    Raises:
+        ValueError: for an unknown kind, no tasks, or a stored table that was changed or damaged.
     """
+    one_of("kind", kind, KINDS)
+    if len(tasks) == 0:
+        raise ValueError(f"tasks of {name} are empty; at least one is needed")
     identity = json.loads(json.dumps(settings))
     for path in (data_path("results", f"{name}.csv"), results_path(f"{name}.csv")):
         if meta_path(path).exists() and (meta := read_meta(path))["settings"] == identity:

@@ -13,6 +13,8 @@ import pandas as pd
 
 from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
+from splitpoint.offloading.checks import finite_number, one_of, whole_number
+from splitpoint.offloading.problem import BATCHINGS
 from splitpoint.offloading.solvers import get_solver
 from splitpoint.study.records import code_digest, load_or_run
 
@@ -40,7 +42,16 @@ def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence
         One row per window and method: ``num_users, num_edge_gpus, seed, method, reward, utility_s, accuracy`` (mean
         PAI), ``latency_s`` (mean), ``share_granted``, ``optimality`` (share of the optimum's gain over all-local that
         the method reaches; 1 where there is nothing to gain).
+
+    Raises:
+        ValueError: for an unknown method or batching, fewer than one window, or a solver that refuses a window.
     """
+    whole_number("num_seeds", num_seeds, 1)
+    whole_number("first_seed", first_seed, 0)
+    one_of("batching", batching, BATCHINGS)
+    for name_of, values in (("num_users", num_users), ("num_edge_gpus", num_edge_gpus)):
+        for value in values:
+            whole_number(name_of, value, 1)
     solver_functions = {method: get_solver(method) for method in methods}
     common = dict(solver_functions=solver_functions, parameters=parameters, batching=batching, profiles=profiles)
     blocks = [range(s, min(s + SEEDS_PER_TASK, first_seed + num_seeds))
@@ -95,8 +106,10 @@ def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict]
         One row per label, size and window: ``label, num_users, seed, solve_s, status``.
 
     Raises:
-        ValueError: for an unknown method, or options that it does not take.
+        ValueError: for an unknown method, options that it does not take, or fewer than one window.
     """
+    whole_number("num_seeds", num_seeds, 1)
+    finite_number("give_up_s", give_up_s, 0.0, open_end=True)
     solver_functions = {label: get_solver(options.get("method", "exact")) for label, options in methods.items()}
     common = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
                   give_up_s=give_up_s)

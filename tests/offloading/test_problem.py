@@ -18,6 +18,7 @@ from splitpoint.offloading import (
     sample_instance,
     solve,
 )
+from splitpoint.offloading.problem import share_of_gain
 
 from .strategies import instances
 
@@ -83,6 +84,12 @@ def test_sampling_follows_the_released_rules():
         assert window.edge.step_latency_s(1) == pytest.approx((36.4604372881356 + 13.766662146892603) / 8000)
         low = (window.device_step_s - window.edge.step_latency_s(20)) / 0.01
         assert np.all((window.alpha >= low) & (window.alpha <= 250 * window.device_step_s))
+
+
+def test_share_of_gain_by_hand():
+    shares = share_of_gain([5.0, 0.0, -1.0, -1e-15], [[10.0], [1e-15]], -3.0)
+    np.testing.assert_allclose(shares, [[0.5, 0, -0.1, -1e-16], [1, 1, -np.inf, 1]])
+    assert share_of_gain(3, 4, 100).shape == ()
 
 
 def test_published_lines_are_checked_against_their_sidecar(tmp_path, monkeypatch):

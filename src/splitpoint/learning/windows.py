@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from splitpoint.offloading import Instance, LatencyModel, SystemParameters, optimal_split, published_profiles
 from splitpoint.offloading.checks import finite_array, whole_number
-from splitpoint.offloading.problem import alpha_range
+from splitpoint.offloading.problem import alpha_range, share_of_gain
 from splitpoint.offloading.split import grant_gain
 
 
@@ -113,10 +113,8 @@ class Windows:
 
         Where the optimum itself gains nothing, 1 if nothing is lost and minus infinity if something is.
         """
-        best, reached = self.gain(self.exact()), self.gain(granted)
-        nothing = best <= 1e-12 * (1 + np.abs(self.outcomes(np.zeros_like(self.present))["utility_s"]))
-        share = np.divide(reached, best, out=np.ones_like(best), where=~nothing)
-        return np.where(nothing & (reached < -1e-12), -np.inf, share)
+        local_s = self.outcomes(np.zeros_like(self.present))["utility_s"]
+        return share_of_gain(self.gain(granted), self.gain(self.exact()), local_s)
 
     def _gains(self) -> NDArray[np.float64]:
         largest = min(self.parameters.max_batch, self.alpha.shape[1])

@@ -196,6 +196,25 @@ def evaluate(instance: Instance, plan: Plan, batching: Literal["static", "early_
     return Outcome(accuracy, latency, float(np.sum(instance.alpha * accuracy - latency)))
 
 
+def share_of_gain(reached_s: ArrayLike, possible_s: ArrayLike, scale_s: ArrayLike) -> NDArray[np.float64]:
+    """Share of the possible gain over all-local that is reached.
+
+    Args:
+        reached_s: gain of some plan, seconds, any shape.
+        possible_s: gain of the best plan, seconds, any shape that broadcasts with it.
+        scale_s: a utility of the window, seconds; gains below ``1e-12`` of it are rounding errors.
+
+    Returns:
+        Shares, of the broadcast shape; where nothing can be gained, 1 if nothing is lost and minus infinity if
+        something is.
+    """
+    tiny = 1e-12 * (1 + np.abs(scale_s))
+    reached, possible, tiny = np.broadcast_arrays(np.asarray(reached_s, float), np.asarray(possible_s, float), tiny)
+    nothing = possible <= tiny
+    share = np.divide(reached, possible, out=np.ones(reached.shape), where=~nothing)
+    return np.where(nothing & (reached < -tiny), -np.inf, share)
+
+
 @dataclass(frozen=True)
 class Profiles:
     """The hardware that instances are drawn from.

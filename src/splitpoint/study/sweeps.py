@@ -14,7 +14,7 @@ import pandas as pd
 from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
 from splitpoint.offloading.checks import finite_number, one_of, whole_number
-from splitpoint.offloading.problem import BATCHINGS
+from splitpoint.offloading.problem import BATCHINGS, share_of_gain
 from splitpoint.offloading.solvers import get_solver
 from splitpoint.study.records import code_digest, load_or_run
 
@@ -84,11 +84,8 @@ def _windows(num_users, num_edge_gpus, seeds, solver_functions: dict[str, Callab
 
 
 def optimality(utility: float, best: float, local: float) -> float:
-    """Share of the optimum's gain over all-local; 1 where the optimum gains nothing and the method loses nothing."""
-    gain, reached = best - local, utility - local
-    if gain <= 1e-12 * (1 + abs(best)):
-        return 1.0 if reached >= -1e-12 * (1 + abs(best)) else -np.inf
-    return float(reached / gain)
+    """Share of the optimum's gain over all-local, from utilities in seconds; see ``share_of_gain``."""
+    return float(share_of_gain(utility - local, best - local, best))
 
 
 def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict], num_edge_gpus: int = 16,

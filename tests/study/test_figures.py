@@ -78,6 +78,15 @@ def test_difference_lines_draw_one_method_of_each_table():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
 
 
+def test_shortfall_lines_are_drawn_in_the_order_asked_for():
+    table = pd.DataFrame({"method": ["greedy", "random", "genetic", "agent (dqn)"] * 2,
+                          "optimality": [0.9, 0.5, 1, 0.99, 1, -np.inf, 1, 0.98]})
+    ax = figures.shortfall_lines(table, ("random", "genetic", "greedy"))
+    assert [line.get_label() for line in ax.lines] == ["random", "greedy"]
+    assert ax.lines[1].get_xdata() == pytest.approx([0.1, 1e-6])
+    assert "prioritized-replay DQN" in [line.get_label() for line in figures.shortfall_lines(table).lines]
+
+
 def test_solve_times_ring_what_was_stopped():
     table = pd.DataFrame([dict(label="milp", num_users=u, seed=s, solve_s=t, status=status)
                           for u, s, t, status in ((4, 0, 1.0, "optimal"), (4, 1, 3, "optimal"), (4, 2, 2, "optimal"),

@@ -1,7 +1,7 @@
 """The figures' one hand: style, captions, saving, and a function a figure (tidy table in, axes out)."""
 
+from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -24,8 +24,11 @@ METHODS = {
     "all_edge": ("all on the edge", "#CC79A7", "D", ":"),
     "all_local": ("all on the devices", "#999999", "v", ":"),
     "random": ("random", "#A65628", "X", ":"),
+    "agent (drl_convex)": ("DRL-convex agent", "#D55E00", "*", "-"),
+    "agent (dqn)": ("prioritized-replay DQN", "#882255", "p", "-"),
 }
-_SPARE = sns.color_palette("colorblind")
+COLOURS = sns.color_palette("colorblind")
+MARKERS, LINES = "osD^vP*Xhd<>", ("-", "--", "-.", ":")
 QUANTITIES = {
     "reward": "reward (0.1 × utility per user, s)",
     "accuracy": "mean accuracy index (PAI)",
@@ -83,12 +86,18 @@ def method_style(method: str) -> tuple[str, object, str, str]:
     """Label, colour, marker and line of a method; a method of one's own gets a colour by its name."""
     if method in METHODS:
         return METHODS[method]
-    return method, _SPARE[sum(map(ord, method)) % len(_SPARE)], "d", "-."
+    return method, COLOURS[sum(map(ord, method)) % len(COLOURS)], "d", "-."
+
+
+def numbered_style(i: int) -> dict:
+    """Colour, marker and line of the i-th line, where lines are no methods."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ls": LINES[i % len(LINES)]}
 
 
 def mean_interval(values: pd.Series) -> pd.Series:
-    """Mean and half-width of its 95 % interval over seeds (normal approximation)."""
-    return pd.Series({"mean": values.mean(), "half": 1.96 * values.std(ddof=1) / np.sqrt(len(values))})
+    """Mean and half-width of its 95 % interval over seeds (normal approximation); a single value has no width."""
+    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+    return pd.Series({"mean": values.mean(), "half": half})
 
 
 def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | None = None,
@@ -129,8 +138,9 @@ def latency_lines(lines: dict[str, LatencyModel], max_batch: int = 18, ax: plt.A
     ax = ax or plt.subplots()[1]
     batch = np.arange(1, max_batch + 1)
     colours = sns.color_palette("viridis", len(lines))
-    for (name, line), colour, marker in zip(lines.items(), colours, "osDv^<>PX*hd"):
-        ax.plot(batch, line.step_latency_s(batch), marker=marker, ms=3.5, lw=1, color=colour, label=name)
+    for i, ((name, line), colour) in enumerate(zip(lines.items(), colours)):
+        ax.plot(batch, line.step_latency_s(batch), label=name, ms=3.5, lw=1,
+                **numbered_style(i) | {"color": colour, "ls": "-"})
     ax.set(xlabel="batch size (requests)", ylabel="one denoising step (s)", ylim=(0, None), xticks=batch[1::2])
     ax.legend(ncols=2, title="device")
     return ax
@@ -141,8 +151,8 @@ def accuracy_curve(models: dict[str, AccuracyModel], min_split: int = 80, num_st
     """Accuracy index against split point; shaded is the range that the optimiser may choose from."""
     ax = ax or plt.subplots()[1]
     split = np.linspace(0, num_steps, 201)
-    for (name, model), line in zip(models.items(), ("-", "--", "-.", ":")):
-        ax.plot(split, model.pai(split), line, lw=1.6, label=name)
+    for i, (name, model) in enumerate(models.items()):
+        ax.plot(split, model.pai(split), LINES[i % 4], lw=1.6, label=name)
     ax.axvspan(min_split, num_steps, color="0.9", zorder=0, label="allowed split points")
     ax.set(xlabel="split point: last steps on the device", ylabel="accuracy index (PAI)", ylim=(0, 1.02))
     ax.legend()
@@ -167,9 +177,9 @@ def split_against_alpha(parameters, edge: LatencyModel, device_step_s: float, ba
     """Optimal split point against preference, a line a batch size."""
     ax = ax or plt.subplots()[1]
     alpha = np.geomspace(1, 1000, 400)
-    for batch, line in zip(batch_sizes, ("-", "--", "-.", ":")):
+    for i, batch in enumerate(batch_sizes):
         saving = device_step_s - edge.step_latency_s(batch)
-        ax.plot(alpha, optimal_split(alpha, saving, parameters), line, lw=1.6, label=f"batch {batch}")
+        ax.plot(alpha, optimal_split(alpha, saving, parameters), LINES[i % 4], lw=1.6, label=f"batch {batch}")
     ax.set(xscale="log", xlabel="preference α (s per unit of accuracy)", ylabel="optimal split point (steps)",
            ylim=(parameters.min_split - 5, parameters.num_steps + 5))
     ax.legend()
@@ -182,12 +192,33 @@ def solve_time_lines(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axe
     for i, (label, rows) in enumerate(table.groupby("label", sort=False)):
         times = rows.groupby("num_users")["solve_s"].agg(["median", "min", "max"])
         bars = np.abs(times[["min", "max"]].to_numpy().T - times["median"].to_numpy())
-        ax.errorbar(times.index, times["median"], bars, marker="osD^vPX*hd"[i % 10], lw=1.3, capsize=2, label=label,
-                    color=_SPARE[i % len(_SPARE)])
+        ax.errorbar(times.index, times["median"], bars, lw=1.3, capsize=2, label=label,
+                    **numbered_style(i) | {"ls": "-"})
         stopped = rows[rows["status"] == "time_limit"]
         ax.scatter(stopped["num_users"], stopped["solve_s"], s=90, facecolors="none", edgecolors="red", zorder=3)
     ax.set(xscale="log", yscale="log", xlabel="users in the window", ylabel="time to solve (s)")
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def shortfall_lines(table: pd.DataFrame, methods: Sequence[str] | None = None, ax: plt.Axes | None = None) -> plt.Axes:
+    """Share of windows whose shortfall from the optimum exceeds a size, a line a method; both axes logarithmic.
+
+    Args:
+        table: with columns ``method`` and ``optimality``, one row per window and method.
+        methods: which, in order; all if left out. One that is never off by 1e-6 has no line.
+    """
+    ax = ax or plt.subplots()[1]
+    for method in methods or table["method"].unique():
+        short = np.sort(np.maximum(1 - table.loc[table["method"] == method, "optimality"].to_numpy(), 0))[::-1]
+        if len(short) == 0 or short[0] < 1e-6:
+            continue
+        label, colour, _, line = method_style(method)
+        ax.plot(np.maximum(short, 1e-6), np.arange(1, len(short) + 1) / len(short), label=label, color=colour, ls=line,
+                lw=1.6, drawstyle="steps-pre")
+    ax.set(xscale="log", yscale="log", xlim=(1e-5, None), xlabel="shortfall from the optimum, 1 − optimality",
+           ylabel="share of windows that fall shorter")
+    ax.legend()
     return ax
 
 
@@ -201,10 +232,10 @@ def gain_lines(tables: dict[str, pd.DataFrame], baseline: pd.DataFrame, x: str, 
     """
     ax = ax or plt.subplots()[1]
     keys = ["num_users", "num_edge_gpus", "seed"]
-    for (name, table), marker, line in zip(tables.items(), "osD^v", ("-", "--", "-.", ":", "-")):
+    for i, (name, table) in enumerate(tables.items()):
         gain = table.set_index(keys)[y] - baseline.set_index(keys)[y]
         stats = gain.groupby(level=x).apply(mean_interval).unstack()
-        ax.errorbar(stats.index, stats["mean"], stats["half"], marker=marker, ls=line, capsize=2, label=name)
+        ax.errorbar(stats.index, stats["mean"], stats["half"], capsize=2, label=name, **numbered_style(i))
     ax.axhline(0, color="0.5", lw=0.8)
     ax.set(xlabel=AXES.get(x, x), ylabel=f"gain in {QUANTITIES.get(y, y)}", xticks=sorted(stats.index))
     ax.legend()
@@ -215,24 +246,19 @@ def difference_lines(tables: dict[str, pd.DataFrame], x: str, y: str = "reward",
                      ax: plt.Axes | None = None) -> plt.Axes:
     """One method under several settings: mean of ``y`` against ``x`` with 95 % intervals, a line a setting."""
     ax = ax or plt.subplots()[1]
-    for (name, table), marker, line in zip(tables.items(), "osD^v", ("-", "--", "-.", ":", "-")):
+    for i, (name, table) in enumerate(tables.items()):
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
-        ax.errorbar(stats.index, stats["mean"], stats["half"], marker=marker, ls=line, capsize=2, label=name)
+        ax.errorbar(stats.index, stats["mean"], stats["half"], capsize=2, label=name, **numbered_style(i))
     ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(stats.index))
     ax.legend()
     return ax
-
-
-def figure_files() -> list[Path]:
-    """The PNG files in ``figures/``, in order."""
-    return sorted(project_root().joinpath("figures").glob("fig*.png"))
 
 
 def idea_picture(split_points=(80, 120, 160), num_steps: int = 200) -> plt.Figure:
     """The whole idea: one batch on the edge, each image handed over at its own step, one user denied."""
     figure, ax = plt.subplots(figsize=(7.6, 2.9))
     users = [(f"user {i + 1}", n) for i, n in enumerate(split_points)] + [("denied user", num_steps)]
-    edge, device = _SPARE[0], _SPARE[1]
+    edge, device = COLOURS[0], COLOURS[1]
     for row, (name, split) in enumerate(users):
         start = num_steps - split
         ax.barh(row, start, color=edge, edgecolor="white", height=0.62)

@@ -2,29 +2,27 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
-import seaborn as sns
 
 from splitpoint.offloading import confidence_band, fit_latency
 from splitpoint.offloading.profiles import Curve, fit_two_piece, line_error
-
-MARKERS = "osD^vP*X"
-LINES = ("-", "--", "-.", ":")
+from splitpoint.study.figures import numbered_style
 
 
 def latency_curves(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
     """Every repeat as a faint dot, medians as markers, and the line through the medians up to ``max_fit``, with its band."""
     ax = ax or plt.subplots()[1]
     for i, (name, curve) in enumerate(curves.items()):
-        colour = sns.color_palette("colorblind")[i % 10]
+        style = numbered_style(i)
+        colour = style["color"]
         sizes, medians = curve.medians()
         keep = sizes <= max_fit
         fit = fit_latency(sizes[keep], medians[keep])
         reach = np.linspace(0, sizes.max(), 100)
         low, high = confidence_band(fit, reach)
         ax.scatter(curve.batch, 1e3 * curve.seconds, s=4, color=colour, alpha=0.15, lw=0)
-        ax.plot(sizes, 1e3 * medians, MARKERS[i % 8], color=colour, ms=5, markeredgecolor="black", markeredgewidth=0.4,
+        ax.plot(sizes, 1e3 * medians, ms=5, markeredgecolor="black", markeredgewidth=0.4, **style | {"ls": ""},
                 label=f"{name}: {1e3 * fit.model.slope_s:.3g}·b {1e3 * fit.model.intercept_s:+.3g}")
-        ax.plot(reach, 1e3 * fit.model.step_latency_s(reach), color=colour, ls=LINES[i % 4], lw=1.2)
+        ax.plot(reach, 1e3 * fit.model.step_latency_s(reach), lw=1.2, **style | {"marker": ""})
         ax.fill_between(reach, 1e3 * low, 1e3 * high, color=colour, alpha=0.15, lw=0)
     tallest = max(1e3 * np.median(c.seconds[c.batch == c.batch.max()]) for c in curves.values())
     ax.set(xlabel="batch size (requests)", ylabel="one denoising step (ms)", xlim=(0, None), ylim=(0, 1.25 * tallest))
@@ -39,7 +37,7 @@ def line_residuals(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | N
         sizes, medians = curve.medians()
         keep = sizes <= max_fit
         fit = fit_latency(sizes[keep], medians[keep])
-        ax.plot(sizes, 100 * line_error(fit, sizes, medians), marker=MARKERS[i % 8], ls=LINES[i % 4], lw=1.2, label=name)
+        ax.plot(sizes, 100 * line_error(fit, sizes, medians), lw=1.2, label=name, **numbered_style(i))
     ax.axvspan(1, max_fit, color="0.92", zorder=0)
     ax.axhline(0, color="0.4", lw=0.8)
     ax.set(xlabel="batch size (requests)", ylabel="line minus measured (%)")

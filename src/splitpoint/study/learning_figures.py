@@ -1,20 +1,12 @@
 """Figures of the learning notebook: tidy table in, axes or figure out."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from splitpoint.study.figures import QUANTITIES, method_style, solve_time_lines
+from splitpoint.study.figures import QUANTITIES, method_style, shortfall_lines, solve_time_lines
 
-AGENTS = {"agent (drl_convex)": ("DRL-convex agent", "#D55E00", "*", "-"),
-          "agent (dqn)": ("prioritized-replay DQN", "#882255", "p", "-")}
 CURVE_QUANTITIES = ("reward", "accuracy", "latency_s")
-
-
-def style_of(method: str) -> tuple[str, object, str, str]:
-    """Label, colour, marker and line of a method or agent."""
-    return AGENTS.get(method) or method_style(method)
 
 
 def training_curves(table: pd.DataFrame, learner: str = "dqn", quantities=CURVE_QUANTITIES) -> plt.Figure:
@@ -52,29 +44,18 @@ def learning_curve(curve: pd.DataFrame, y: str = "optimality", ax: plt.Axes | No
 def _band(ax, rows, quantity):
     stats = rows.groupby("decisions").agg(episodes=("episodes", "mean"), mean=(quantity, "mean"), low=(quantity, "min"),
                                           high=(quantity, "max"))
-    colour = style_of("agent")[1]
+    colour = method_style("agent")[1]
     ax.plot(stats["episodes"], stats["mean"], color=colour, lw=1.3)
     ax.fill_between(stats["episodes"], stats["low"], stats["high"], color=colour, alpha=0.25, lw=0)
 
 
 def optimality_shortfall(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
-    """Share of windows whose shortfall from the optimum exceeds a size, a line a method; both axes logarithmic.
+    """``figures.shortfall_lines`` of every learner and baseline.
 
     Args:
-        table: ``data/learning/optimality.csv`` or any table with ``method`` and ``optimality``.
+        table: ``data/learning/optimality.csv``.
     """
-    ax = ax or plt.subplots()[1]
-    for method, rows in table.groupby("method", sort=False):
-        short = np.sort(np.maximum(1 - rows["optimality"].to_numpy(), 0))[::-1]
-        if short[0] < 1e-6:
-            continue
-        label, colour, _, line = style_of(method)
-        ax.plot(np.maximum(short, 1e-6), np.arange(1, len(short) + 1) / len(short), label=label, color=colour, ls=line,
-                lw=1.6, drawstyle="steps-pre")
-    ax.set(xscale="log", yscale="log", xlim=(1e-5, 3), xlabel="shortfall from the optimum, 1 − optimality",
-           ylabel="share of windows that fall shorter")
-    ax.legend()
-    return ax
+    return shortfall_lines(table, ax=ax)
 
 
 def ablation_intervals(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
@@ -88,7 +69,7 @@ def ablation_intervals(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.A
     ax = ax or plt.subplots(figsize=(6.4, 0.28 * len(order) + 1.2))[1]
     ends = table.groupby("variant")["shortfall"].agg(["min", "max"]).loc[order]
     ax.hlines(range(len(order)), ends["min"], ends["max"], color="0.7", lw=4)
-    sns.stripplot(table, x="shortfall", y="variant", order=order, color=style_of("agent")[1], size=5, jitter=False,
+    sns.stripplot(table, x="shortfall", y="variant", order=order, color=method_style("agent")[1], size=5, jitter=False,
                   edgecolor="black", linewidth=0.4, ax=ax)
     ax.set(xscale="log", xlabel="mean shortfall from the optimum, 1 − optimality (left is better)", ylabel="")
     return ax
@@ -104,7 +85,7 @@ def outside_training(table: pd.DataFrame, agents=("drl_convex", "dqn")) -> plt.F
     figure, axes = plt.subplots(1, len(agents), sharey=True, squeeze=False, figsize=(4.6 * len(agents), 3.2))
     for ax, agent in zip(axes[0], agents):
         rows = table[table["agent"] == agent].iloc[::-1]
-        label, colour, *_ = style_of(f"agent ({agent})")
+        label, colour, *_ = method_style(f"agent ({agent})")
         ax.hlines(rows["setting"], rows["min"], rows["mean"], color="0.75", lw=2)
         for column, marker, text in (("mean", "o", "mean"), ("p1", "d", "1st percentile"), ("min", "|", "minimum")):
             ax.plot(rows[column], rows["setting"], marker, color=colour, markeredgecolor="black", label=text)

@@ -8,11 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 from splitpoint.offloading import Instance, LatencyModel, SystemParameters, grant_gains, optimal_split
-from splitpoint.study.figures import method_style
-
-_LINES = ("-", "--", "-.", ":")
-_MARKERS = "osD^v"
-_COLOURS = sns.color_palette("colorblind")
+from splitpoint.study.figures import COLOURS, mean_interval, numbered_style, shortfall_lines
 
 
 def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_step_s: float, alpha: float,
@@ -28,8 +24,9 @@ def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_ste
             return alpha * (pai(n) - pai(high)) + (high - n) * saving - parameters.transfer_s_per_user * batch
 
         split = np.linspace(low, high, 401)
-        ax.plot(split, gain(split), _LINES[i % 4], color=_COLOURS[i], lw=1.4, label=f"batch {batch}")
-        ax.plot(best, gain(best), _MARKERS[i % 5], color=_COLOURS[i], ms=8, markeredgecolor="black", zorder=3)
+        style = numbered_style(i)
+        ax.plot(split, gain(split), lw=1.4, label=f"batch {batch}", **style | {"marker": ""})
+        ax.plot(best, gain(best), ms=8, markeredgecolor="black", zorder=3, **style | {"ls": ""})
     ax.axhline(0, color="0.5", lw=0.8)
     ax.set(xlabel="split point: last steps on the device", ylabel="gain of being granted (s)")
     return ax
@@ -70,10 +67,10 @@ def tangents(parameters: SystemParameters, points: Sequence[float], ax: plt.Axes
         level = curve.pai(point)
         line = level + curve.steepness * level * (1 - level) * (split - point)
         right = split >= curve.midpoint
-        ax.plot(split[right], line[right], color=_COLOURS[0], lw=0.9, label=None if i else "tangents")
-        ax.plot(point, level, "o", color=_COLOURS[0], ms=4)
+        ax.plot(split[right], line[right], color=COLOURS[0], lw=0.9, label=None if i else "tangents")
+        ax.plot(point, level, "o", color=COLOURS[0], ms=4)
     ax.plot(split, curve.pai(split), color="black", lw=1.8, label="accuracy index A(n)")
-    ax.axvline(parameters.min_split, color=_COLOURS[1], ls="--", label="$n_{min}$")
+    ax.axvline(parameters.min_split, color=COLOURS[1], ls="--", label="$n_{min}$")
     ax.set(xlabel="split point: last steps on the device", ylabel="accuracy index (PAI)", ylim=(0, 1.25))
     ax.legend(loc="upper left")
     return ax
@@ -86,8 +83,9 @@ def totals_by_batch(instances: dict[str, Instance], ax: plt.Axes | None = None) 
         sizes = np.arange(1, instance.largest_batch + 1)
         descending = -np.sort(-grant_gains(instance, sizes)[0], axis=1)
         totals = np.array([0.0, *(row[:size].sum() for size, row in zip(sizes, descending))])
-        ax.plot(range(len(totals)), totals, _LINES[i % 4], marker=_MARKERS[i % 5], color=_COLOURS[i], ms=4, label=name)
-        ax.plot(totals.argmax(), totals.max(), "*", ms=15, color=_COLOURS[i], markeredgecolor="black", zorder=3)
+        style = numbered_style(i)
+        ax.plot(range(len(totals)), totals, ms=4, label=name, **style)
+        ax.plot(totals.argmax(), totals.max(), "*", ms=15, color=style["color"], markeredgecolor="black", zorder=3)
     ax.axhline(0, color="0.5", lw=0.8)
     ax.set(xlabel="batch size $B$ (users granted)", ylabel="gain of the best set of that size (s)",
            xticks=range(0, len(totals), 2))
@@ -124,20 +122,8 @@ def gain_map(instance: Instance, sets: dict[str, np.ndarray] | None = None, ax: 
 
 
 def shortfall_curves(table: pd.DataFrame, methods: Sequence[str], ax: plt.Axes | None = None) -> plt.Axes:
-    """Share of windows in which a method misses more than ``x`` of the possible gain, both on log axes."""
-    ax = ax or plt.subplots()[1]
-    for method in methods:
-        label, colour, marker, line = method_style(method)
-        missed = np.sort(np.maximum(1 - table.loc[table["method"] == method, "optimality"].to_numpy(), 0))
-        share = 1 - np.arange(len(missed)) / len(missed)
-        shown = missed > 1e-6
-        ax.step(missed[shown], share[shown], where="post", color=colour, ls=line, marker=marker,
-                markevery=max(1, int(shown.sum()) // 6), lw=1.5, markeredgecolor="black",
-                markeredgewidth=0.4, label=label if shown.any() else f"{label} (none)")
-    ax.set(xscale="log", yscale="log", xlabel="missed share of the possible gain",
-           ylabel="share of windows that miss more", ylim=(None, 1.3))
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
+    """``figures.shortfall_lines`` of these methods."""
+    return shortfall_lines(table, methods, ax)
 
 
 def batch_over_steps(edge_steps: Sequence[float], ax: plt.Axes | None = None) -> plt.Axes:
@@ -146,10 +132,10 @@ def batch_over_steps(edge_steps: Sequence[float], ax: plt.Axes | None = None) ->
     ends, size = np.concatenate([[0], np.sort(edge_steps)]), len(edge_steps)
     present = np.append(np.arange(size, 0, -1), 0)
     kwargs = dict(x=ends, step="post")
-    ax.fill_between(y1=present**2, color=_COLOURS[0], alpha=0.25, lw=0, **kwargs)
-    ax.fill_between(y1=present**2, y2=present * size, color=_COLOURS[3], alpha=0.3, lw=0, label="saved", **kwargs)
-    ax.step(ends, present * size, where="post", color=_COLOURS[3], ls="--", label="static: present × all granted")
-    ax.step(ends, present**2, where="post", color=_COLOURS[0], label="early exit: present × present")
+    ax.fill_between(y1=present**2, color=COLOURS[0], alpha=0.25, lw=0, **kwargs)
+    ax.fill_between(y1=present**2, y2=present * size, color=COLOURS[3], alpha=0.3, lw=0, label="saved", **kwargs)
+    ax.step(ends, present * size, where="post", color=COLOURS[3], ls="--", label="static: present × all granted")
+    ax.step(ends, present**2, where="post", color=COLOURS[0], label="early exit: present × present")
     ax.set(xlabel="edge step", ylabel="request-steps charged", ylim=(0, size**2 * 1.1), xlim=(0, ends[-1] * 1.03))
     ax.legend(loc="lower left")
     return ax
@@ -159,9 +145,8 @@ def grouped_lines(table: pd.DataFrame, x: str, y: str, group: str, ax: plt.Axes 
     """Mean of ``y`` against ``x`` with 95 % intervals, a line a group; ``axes`` sets labels and scales."""
     ax = ax or plt.subplots()[1]
     for i, (name, rows) in enumerate(table.groupby(group, sort=False)):
-        stats = rows.groupby(x)[y].agg(["mean", "sem"])
-        ax.errorbar(stats.index, stats["mean"], 1.96 * stats["sem"].fillna(0), marker=_MARKERS[i % 5], ls=_LINES[i % 4],
-                    color=_COLOURS[i], capsize=2, lw=1.4, label=name)
+        stats = rows.groupby(x)[y].apply(mean_interval).unstack()
+        ax.errorbar(stats.index, stats["mean"], stats["half"], capsize=2, lw=1.4, label=name, **numbered_style(i))
     ax.set(**axes)
     ax.legend()
     return ax

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from splitpoint.offloading import LatencyModel, fit_latency, sample_instance, solve
 from splitpoint.offloading.profiles import (
+    Curve,
     TwoPieceLatency,
     fit_two_piece,
     latency_fits,
@@ -91,9 +92,19 @@ def test_two_piece_needs_four_sizes():
         fit_two_piece([1, 2, 3], [1, 2, 3])
 
 
+def test_a_curve_is_fitted_to_its_medians_up_to_a_batch():
+    batch = np.repeat([1.0, 2, 4, 8, 24], 3)
+    seconds = 0.02 * batch + 0.05 + np.tile([-0.001, 0, 0.004], 5) + 9 * (batch > 18)
+    fit = Curve(batch, seconds).fit()
+    assert (fit.model.slope_s, fit.model.intercept_s) == pytest.approx((0.02, 0.05)) and len(fit.residuals) == 4
+    assert Curve(batch, batch - 0.5).fit(nonnegative=True).model.intercept_s == 0
+    with pytest.raises(ValueError, match="2 points; at least 3"):
+        Curve(batch, seconds).fit(max_batch=2)
+
+
 def test_line_error_by_hand():
     fit = fit_latency([1, 2, 3, 4], [1, 2, 3, 4])
-    np.testing.assert_allclose(line_error(fit, [8, 10], [10, 10]), [-0.2, 0], atol=1e-9)
+    np.testing.assert_allclose(line_error(fit.model, [8, 10], [10, 10]), [-0.2, 0], atol=1e-9)
 
 
 def test_users_of_a_measured_edge_are_slower_by_the_published_ratios():

@@ -14,6 +14,8 @@ from splitpoint.offloading.problem import Profiles, published_profiles
 KEY = ("device", "architecture", "dtype", "mode", "guidance")
 REQUIRED = (*KEY, "batch_size", "repeat", "status", "step_s")
 STATUSES = ("ok", "out_of_memory")
+#: lines are fitted up to the largest batch that the released edge admits
+LARGEST_BATCH = 18
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,22 @@ class Curve:
         """Batch sizes and the median seconds of each, shape (m,) both."""
         sizes = np.unique(self.batch)
         return sizes, np.array([np.median(self.seconds[self.batch == size]) for size in sizes])
+
+    def fit(self, max_batch: float = LARGEST_BATCH, nonnegative: bool = False) -> Fit:
+        """The line through the medians up to ``max_batch``.
+
+        Medians, not repeats: repeats of one size share its deviation from the line, and counting each of them would
+        make the interval too narrow.
+
+        Args:
+            max_batch: largest batch size that counts, in requests.
+            nonnegative: see ``fit_latency``.
+
+        Raises:
+            ValueError: for fewer than three batch sizes up to ``max_batch``.
+        """
+        sizes, medians = self.medians()
+        return fit_latency(sizes[sizes <= max_batch], medians[sizes <= max_batch], nonnegative)
 
 
 def read_profile(path: Path) -> dict[tuple[str, str, str, str, str], Curve]:
@@ -91,18 +109,9 @@ def _number(path: Path, line: int, row: dict, column: str) -> float:
 
 
 def latency_fits(path: Path, max_batch: float = np.inf) -> dict[tuple[str, str, str, str, str], Fit]:
-    """A line through the medians of each curve with at least three batch sizes, up to ``max_batch``.
-
-    Medians, not repeats: repeats of one size share its deviation from the line, and counting each of them would make the
-    interval too narrow.
-    """
-    fits = {}
-    for key, curve in read_profile(path).items():
-        sizes, medians = curve.medians()
-        keep = sizes <= max_batch
-        if keep.sum() >= 3:
-            fits[key] = fit_latency(sizes[keep], medians[keep])
-    return fits
+    """The line of each curve with at least three batch sizes up to ``max_batch``."""
+    return {key: curve.fit(max_batch) for key, curve in read_profile(path).items()
+            if np.sum(curve.medians()[0] <= max_batch) >= 3}
 
 
 @dataclass(frozen=True)
@@ -152,10 +161,22 @@ def fit_two_piece(batch: ArrayLike, seconds: ArrayLike) -> TwoPieceLatency:
     return best[1]
 
 
-def line_error(fit: Fit, batch: ArrayLike, seconds: ArrayLike) -> NDArray[np.float64]:
-    """How far a fitted line is off, relative to the measured seconds, shape (n,)."""
+def line_error(line: LatencyModel, batch: ArrayLike, seconds: ArrayLike) -> NDArray[np.float64]:
+    """How far a line is off, relative to what was measured.
+
+    Args:
+        line: fitted to some of the measurements.
+        batch: batch sizes, shape (n,), in requests.
+        seconds: measured, shape (n,).
+
+    Returns:
+        Line over measured, minus 1, shape (n,).
+
+    Raises:
+        ValueError: if ``seconds`` holds a number that is negative or not finite.
+    """
     seconds = finite_array("seconds", seconds, minimum=0)
-    return fit.model.step_latency_s(batch) / seconds - 1
+    return line.step_latency_s(batch) / seconds - 1
 
 
 def measured_profiles(edge_gpu: LatencyModel) -> Profiles:

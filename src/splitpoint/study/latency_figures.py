@@ -3,20 +3,19 @@
 import matplotlib.pyplot as plt
 import numpy as np
 
-from splitpoint.offloading import confidence_band, fit_latency
-from splitpoint.offloading.profiles import Curve, fit_two_piece, line_error
+from splitpoint.offloading import confidence_band
+from splitpoint.offloading.profiles import LARGEST_BATCH, Curve, fit_two_piece, line_error
 from splitpoint.study.figures import numbered_style
 
 
-def latency_curves(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
-    """Every repeat as a faint dot, medians as markers, and the line through the medians up to ``max_fit``, with its band."""
+def latency_curves(curves: dict[str, Curve], max_fit: int = LARGEST_BATCH, ax: plt.Axes | None = None) -> plt.Axes:
+    """Every repeat as a faint dot, medians as markers, the line through the medians up to ``max_fit`` and its band."""
     ax = ax or plt.subplots()[1]
     for i, (name, curve) in enumerate(curves.items()):
         style = numbered_style(i)
         colour = style["color"]
         sizes, medians = curve.medians()
-        keep = sizes <= max_fit
-        fit = fit_latency(sizes[keep], medians[keep])
+        fit = curve.fit(max_fit)
         reach = np.linspace(0, sizes.max(), 100)
         low, high = confidence_band(fit, reach)
         ax.scatter(curve.batch, 1e3 * curve.seconds, s=4, color=colour, alpha=0.15, lw=0)
@@ -30,14 +29,12 @@ def latency_curves(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | N
     return ax
 
 
-def line_residuals(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
+def line_residuals(curves: dict[str, Curve], max_fit: int = LARGEST_BATCH, ax: plt.Axes | None = None) -> plt.Axes:
     """How far each line is off at the measured batches, in percent; shaded: batches it was fitted to."""
     ax = ax or plt.subplots()[1]
     for i, (name, curve) in enumerate(curves.items()):
         sizes, medians = curve.medians()
-        keep = sizes <= max_fit
-        fit = fit_latency(sizes[keep], medians[keep])
-        ax.plot(sizes, 100 * line_error(fit, sizes, medians), lw=1.2, label=name, **numbered_style(i))
+        ax.plot(sizes, 100 * line_error(curve.fit(max_fit).model, sizes, medians), lw=1.2, label=name, **numbered_style(i))
     ax.axvspan(1, max_fit, color="0.92", zorder=0)
     ax.axhline(0, color="0.4", lw=0.8)
     ax.set(xlabel="batch size (requests)", ylabel="line minus measured (%)")
@@ -45,12 +42,11 @@ def line_residuals(curves: dict[str, Curve], max_fit: int = 18, ax: plt.Axes | N
     return ax
 
 
-def bent_line(curve: Curve, max_fit: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
+def bent_line(curve: Curve, max_fit: int = LARGEST_BATCH, ax: plt.Axes | None = None) -> plt.Axes:
     """Medians of one curve, its straight line and its line with a bend."""
     ax = ax or plt.subplots()[1]
     sizes, medians = curve.medians()
-    keep, reach = sizes <= max_fit, np.linspace(1, sizes.max(), 200)
-    fit, bent = fit_latency(sizes[keep], medians[keep]), fit_two_piece(sizes, medians)
+    reach, fit, bent = np.linspace(1, sizes.max(), 200), curve.fit(max_fit), fit_two_piece(sizes, medians)
     ax.plot(sizes, 1e3 * medians, "o", color="black", label="measured median")
     ax.plot(reach, 1e3 * fit.model.step_latency_s(reach), "-", label=f"line, batch 1–{max_fit}")
     ax.plot(reach, 1e3 * bent.step_latency_s(reach), "--", label=f"two pieces, bend at {bent.bend:g}")

@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 
 from splitpoint.files import data_path, project_root, read_meta
-from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, fit_latency, sample_instance, solve
+from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.profiles import (
     KEY,
+    LARGEST_BATCH,
     Curve,
     fit_two_piece,
     latency_fits,
@@ -18,8 +19,6 @@ from splitpoint.offloading.profiles import (
     read_profile,
 )
 from splitpoint.study.records import provenance_line, results_path
-
-LARGEST_BATCH = 18
 
 
 def profile_files() -> list:
@@ -53,7 +52,7 @@ def line_table() -> pd.DataFrame:
         curves = read_profile(path)
         for key, fit in latency_fits(path, LARGEST_BATCH).items():
             sizes, medians = curves[key].medians()
-            error = np.abs(line_error(fit, sizes, medians))
+            error = np.abs(line_error(fit.model, sizes, medians))
             inside = sizes <= LARGEST_BATCH
             ms = {name: tuple(1e3 * np.array(ends)) for name, ends in fit.intervals.items()}
             rows.append(dict(zip(KEY, key)) | {
@@ -111,12 +110,9 @@ def loss_of_the_line(curve: Curve, seeds: Iterable[int] = range(200), packet_bit
 
 def fit_gap(curve: Curve) -> float:
     """Largest relative error of a curve's line at its measured batches, inside the fitted range and beyond."""
-    sizes, medians = curve.medians()
-    return float(np.abs(fit_line(curve).step_latency_s(sizes) / medians - 1).max())
+    return float(np.abs(line_error(fit_line(curve), *curve.medians())).max())
 
 
 def fit_line(curve: Curve) -> LatencyModel:
     """The line through a curve's medians up to batch 18, its intercept held at zero if it would be negative."""
-    sizes, medians = curve.medians()
-    keep = sizes <= LARGEST_BATCH
-    return fit_latency(sizes[keep], medians[keep], nonnegative=True).model
+    return curve.fit(nonnegative=True).model

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +124,7 @@ class Windows:
         saving = self.device_step_s[:, None] - edge_step_s
         alpha = self.alpha[:, None]
         splits = optimal_split(alpha, saving, self.parameters)
-        gains = grant_gain(SimpleNamespace(parameters=self.parameters, alpha=alpha), splits, saving, batch)
+        gains = grant_gain(alpha, splits, saving, batch, self.parameters)
         return np.concatenate([np.zeros_like(gains[:, :1]), np.where(self.present[:, None], gains, 0.0)], axis=1)
 
 

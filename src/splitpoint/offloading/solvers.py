@@ -94,7 +94,7 @@ def early_exit(instance: Instance, whole_steps: bool = False) -> Plan:
         weights = 2 * np.arange(batch)[:, None] + 1
         saving = instance.device_step_s - instance.edge.step_latency_s(weights)
         splits = optimal_split(instance.alpha, saving, parameters, whole_steps)
-        gains = grant_gain(instance, splits, saving, batch)
+        gains = grant_gain(instance.alpha, splits, saving, batch, parameters)
         ranks, users = linear_sum_assignment(gains, maximize=True)
         if gains[ranks, users].sum() > best:
             best = gains[ranks, users].sum()

@@ -4,14 +4,19 @@ Derivation in notebook 05. With the batch fixed, a granted user maximises ``alph
 point ``n``, where ``saving`` is what one step gains by running on the edge.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from splitpoint.offloading.checks import finite_array
 
+if TYPE_CHECKING:
+    from splitpoint.offloading.problem import Instance, SystemParameters
 
-def optimal_split(alpha: ArrayLike, step_saving_s: ArrayLike, parameters, whole_steps: bool = False
-                  ) -> NDArray[np.float64]:
+
+def optimal_split(alpha: ArrayLike, step_saving_s: ArrayLike, parameters: "SystemParameters",
+                  whole_steps: bool = False) -> NDArray[np.float64]:
     """Split points that maximise ``alpha * A(n) - n * step_saving_s`` over ``[min_split, num_steps]``.
 
     Args:
@@ -47,7 +52,7 @@ def optimal_split(alpha: ArrayLike, step_saving_s: ArrayLike, parameters, whole_
     return np.choose(np.argmax(values, axis=0), candidates)
 
 
-def grant_gains(instance, batch_sizes: ArrayLike, whole_steps: bool = False
+def grant_gains(instance: "Instance", batch_sizes: ArrayLike, whole_steps: bool = False
                 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What granting each user is worth in a batch of each size, with its own optimal split point.
 
@@ -70,12 +75,23 @@ def grant_gains(instance, batch_sizes: ArrayLike, whole_steps: bool = False
     batch = batch[:, None]
     saving = instance.device_step_s - instance.edge.step_latency_s(batch)
     splits = optimal_split(instance.alpha, saving, parameters, whole_steps)
-    return grant_gain(instance, splits, saving, batch), splits
+    return grant_gain(instance.alpha, splits, saving, batch, parameters), splits
 
 
-def grant_gain(instance, splits, saving, batch_size) -> NDArray[np.float64]:
-    """Gain of granting at given split points: accuracy lost, edge steps gained, hand-over paid; seconds."""
-    parameters = instance.parameters
+def grant_gain(alpha: ArrayLike, splits: ArrayLike, saving_s: ArrayLike, batch_size: ArrayLike,
+               parameters: "SystemParameters") -> NDArray[np.float64]:
+    """Gain of granting at given split points: accuracy lost, edge steps gained, hand-over paid.
+
+    Args:
+        alpha: seconds worth one unit of accuracy, any shape.
+        splits: split points in steps, any shape that broadcasts with it, as all below.
+        saving_s: device step minus edge step, in seconds.
+        batch_size: number of granted users.
+        parameters: SystemParameters.
+
+    Returns:
+        Utility of the granted minus the denied user, in seconds, of the broadcast shape.
+    """
     curve, steps = parameters.accuracy, parameters.num_steps
-    return (instance.alpha * (curve.pai(splits) - curve.pai(steps)) + (steps - splits) * saving
+    return (alpha * (curve.pai(splits) - curve.pai(steps)) + (steps - splits) * saving_s
             - parameters.transfer_s_per_user * batch_size)

@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 from splitpoint.offloading import Instance, LatencyModel, SystemParameters, grant_gains, optimal_split
+from splitpoint.offloading.split import grant_gain
 from splitpoint.study.figures import COLOURS, mean_interval, numbered_style, shortfall_lines
 
 
@@ -15,15 +16,14 @@ def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_ste
                     batch_sizes: Sequence[int], ax: plt.Axes | None = None) -> plt.Axes:
     """What granting one user is worth against its split point, a line a batch size; a marker at each maximum."""
     ax = ax or plt.subplots()[1]
-    low, high, pai = parameters.min_split, parameters.num_steps, parameters.accuracy.pai
+    split = np.linspace(parameters.min_split, parameters.num_steps, 401)
     for i, batch in enumerate(batch_sizes):
         saving = float(device_step_s - edge.step_latency_s(batch))
         best = float(optimal_split(alpha, saving, parameters))
 
         def gain(n):
-            return alpha * (pai(n) - pai(high)) + (high - n) * saving - parameters.transfer_s_per_user * batch
+            return grant_gain(alpha, n, saving, batch, parameters)
 
-        split = np.linspace(low, high, 401)
         style = numbered_style(i)
         ax.plot(split, gain(split), lw=1.4, label=f"batch {batch}", **style | {"marker": ""})
         ax.plot(best, gain(best), ms=8, markeredgecolor="black", zorder=3, **style | {"ls": ""})

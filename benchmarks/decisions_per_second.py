@@ -4,8 +4,6 @@ Writes data/learning/decision_times.csv with its sidecar. Run on an otherwise id
 python benchmarks/decisions_per_second.py
 """
 
-import csv
-import io
 import os
 import time
 
@@ -13,7 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402 - after the number of threads is set
 
-from splitpoint.files import data_path, write_atomically, write_meta  # noqa: E402
+from splitpoint.files import data_path, write_meta, write_rows  # noqa: E402
 from splitpoint.learning import Scenario, load_agent  # noqa: E402
 from splitpoint.offloading import sample_instance, solve  # noqa: E402
 
@@ -62,14 +60,11 @@ def rows():
 
 def main():
     table = list(rows())
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
     path = data_path("learning", "decision_times.csv")
-    write_atomically(path, text.getvalue().encode())
+    write_rows(path, table)
     write_meta(path, kind="measured", command="python benchmarks/decisions_per_second.py", seed=0,
-               settings={"num_edge_gpus": 16, "repeats": "shortest of 15 (2 for programs), processor seconds of one thread", "gqap_time_limit_s": 5.0},
+               settings={"num_edge_gpus": 16, "gqap_time_limit_s": 5.0,
+                         "repeats": "shortest of 15 (2 for programs), processor seconds of one thread"},
                source="this project", licence="MIT")
     for row in table:
         if row["seed"] == 0:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from splitpoint.files import meta_path, read_meta, write_atomically, write_meta
+from splitpoint.files import meta_path, read_meta, write_atomically, write_meta, write_rows
 
 
 def test_sidecar_round_trip_and_damage(tmp_path):
@@ -34,6 +34,21 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_atomically(path, "not bytes")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_rows_become_csv(tmp_path):
+    path = tmp_path / "table.csv"
+    write_rows(path, ({"a": n, "b": "x, y"} for n in range(2)))
+    assert path.read_text() == 'a,b\n0,"x, y"\n1,"x, y"\n'
+    write_rows(path, [{"a": 1, "b": 2, "c": 3}], columns=["c", "a"])
+    assert path.read_text() == "c,a\n3,1\n"
+    write_rows(path, [], columns=["a"])
+    assert path.read_text() == "a\n"
+    with pytest.raises(ValueError, match="rows of table.csv are empty"):
+        write_rows(path, [])
+    with pytest.raises(ValueError, match="not in fieldnames"):
+        write_rows(path, [{"a": 1}, {"z": 2}])
+    assert path.read_text() == "a\n"
 
 
 def test_no_host_names_in_sidecars(tmp_path):

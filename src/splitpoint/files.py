@@ -5,10 +5,13 @@ Every file under ``data/`` has a sidecar ``<file name>.meta.json``: what kind of
 versions and a checksum. Standard library only, so that every room may use it.
 """
 
+import csv
 import hashlib
+import io
 import json
 import os
 import platform
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +28,11 @@ def project_root() -> Path:
 def data_path(*parts: str) -> Path:
     """Path of a file under ``data/``, for instance ``data_path("latency_profiles", "published.csv")``."""
     return project_root().joinpath("data", *parts)
+
+
+def results_path(*parts: str) -> Path:
+    """Path of a file under ``results/``, where what is computed on this machine is kept (git ignores it)."""
+    return project_root().joinpath("results", *parts)
 
 
 def sha256(path: Path) -> str:
@@ -108,6 +116,28 @@ def read_meta(path: Path) -> dict:
         raise ValueError(f"{Path(path).name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
                          "restore it with `git checkout -- data`, or make it again with: " + str(meta.get("command")))
     return meta
+
+
+def write_rows(path: Path, rows: Iterable[dict], columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV, at once.
+
+    Args:
+        path: the file.
+        rows: one dictionary a row.
+        columns: which to write, in order; those of the first row if left out, and then no row may have others.
+
+    Raises:
+        ValueError: if there are neither rows nor columns, or a row has others than the first.
+    """
+    rows = list(rows)
+    if not rows and columns is None:
+        raise ValueError(f"rows of {Path(path).name} are empty; at least one row or columns are needed")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n",
+                            extrasaction="ignore" if columns else "raise")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

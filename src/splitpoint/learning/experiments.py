@@ -6,9 +6,7 @@ stopped.
 """
 
 import argparse
-import csv
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from splitpoint.files import data_path, project_root, write_atomically, write_meta
+from splitpoint.files import data_path, project_root, results_path, write_meta, write_rows
 from splitpoint.learning.agent import COMMITTED, Agent, TrainingSettings, evaluate_agent, load_agent, train_agent
 from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.windows import Scenario, Windows
@@ -81,9 +79,9 @@ OUTSIDE = {
 BASELINES = ("exact", "genetic", "greedy", "all_edge", "all_local", "random")
 
 
-def held_out(n: int = 1000, scenario: Scenario = HELD_OUT, max_users: int | None = None) -> Windows:
+def held_out(n: int = 1000, scenario: Scenario = HELD_OUT) -> Windows:
     """The windows that every agent and baseline is judged on; never trained on."""
-    return scenario.sample(n, np.random.default_rng(ALL_SEEDS_OF), max_users)
+    return scenario.sample(n, np.random.default_rng(ALL_SEEDS_OF))
 
 
 def summary(optimality) -> dict[str, float]:
@@ -92,12 +90,12 @@ def summary(optimality) -> dict[str, float]:
             "min": round(float(np.min(optimality)), 6)}
 
 
-def trained(name: str, settings: TrainingSettings, windows: Windows | None = None, looks: int = 20) -> Agent:
+def trained(name: str, settings: TrainingSettings, windows: Windows | None = None) -> Agent:
     """The agent of these settings: from ``results/agents`` if it was trained before, else trained and kept there."""
     digest = hashlib.sha256(settings.to_json().encode()).hexdigest()[:10]
-    path = project_root() / "results" / "agents" / f"{name.replace(' ', '_').replace(':', '')}-{digest}"
+    path = results_path("agents", f"{name.replace(' ', '_').replace(':', '')}-{digest}")
     if not path.with_suffix(".json").exists():
-        agent = train_agent(settings, checkpoint=path, held_out=windows, looks=looks, progress=False)
+        agent = train_agent(settings, checkpoint=path, held_out=windows, progress=False)
         agent.save(path)
         path.with_suffix(".training.safetensors").unlink(missing_ok=True)
         print(f"{name}, seed {settings.seed}: {agent.train_s} s, optimality {agent.curve[-1]['optimality']:.4f}",
@@ -213,13 +211,8 @@ TABLES: dict[str, tuple[Callable[[], Iterable[dict]], str]] = {
 def write_table(name: str) -> Path:
     """Make one of TABLES and write it with its sidecar to ``data/learning``."""
     function, kind = TABLES[name]
-    rows = list(function())
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     path = data_path("learning", f"{name}.csv")
-    write_atomically(path, text.getvalue().encode())
+    write_rows(path, function())
     write_meta(path, kind=kind, command=f"python -m splitpoint.learning.experiments {name}", seed=ALL_SEEDS_OF,
                settings=_settings_of(name), source="this project", licence="MIT")
     return path

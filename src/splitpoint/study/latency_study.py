@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from splitpoint.files import data_path, project_root, read_meta
+from splitpoint.files import data_path, project_root, read_meta, results_path
 from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.profiles import (
     KEY,
@@ -18,7 +18,7 @@ from splitpoint.offloading.profiles import (
     measured_profiles,
     read_profile,
 )
-from splitpoint.study.records import provenance_line, results_path
+from splitpoint.study.records import provenance_line
 
 
 def profile_files() -> list:

@@ -11,13 +11,17 @@ import joblib
 import pandas as pd
 from tqdm.auto import tqdm
 
-from splitpoint.files import KINDS, data_path, meta_path, project_root, read_meta, write_atomically, write_meta
+from splitpoint.files import (
+    KINDS,
+    data_path,
+    meta_path,
+    project_root,
+    read_meta,
+    results_path,
+    write_atomically,
+    write_meta,
+)
 from splitpoint.offloading.checks import one_of
-
-
-def results_path(*parts: str) -> Path:
-    """Path of a file under ``results/``, where tables computed on this machine are kept (git ignores it)."""
-    return project_root().joinpath("results", *parts)
 
 
 def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[dict], *, settings: dict,

@@ -102,6 +102,13 @@ def test_gain_features_are_what_they_say(gpus):
     assert observation[:4] == pytest.approx([1 / 20, 4 / 20, 5 / 20, 6 / 20])
 
 
+def test_the_single_and_the_batched_environment_have_the_same_defaults():
+    instance = sample_instance(6, 8, np.random.default_rng(0))
+    many, one = OffloadingVecEnv(stack_windows([instance], 20), 1), OffloadingEnv()
+    assert np.array_equal(many.reset()[0], one.reset(options={"instance": instance})[0])
+    assert many.step(np.array([1]))[1][0] == np.float32(one.step(1)[1])
+
+
 def test_released_features_put_the_user_being_decided_first():
     instance = sample_instance(4, 8, np.random.default_rng(3))
     env = OffloadingEnv(features="released")

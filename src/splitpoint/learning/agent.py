@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from splitpoint.files import data_path, project_root, read_meta, write_atomically
-from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, OffloadingVecEnv, num_features, plan_of
+from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, num_features, plan_of
 from splitpoint.learning.windows import Scenario, Windows, stack_windows
 from splitpoint.offloading import AccuracyModel, Instance, Plan, SystemParameters, register
 from splitpoint.offloading.checks import finite_array, finite_number, one_of, whole_number

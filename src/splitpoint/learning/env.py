@@ -242,7 +242,7 @@ class OffloadingEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, scenario: Scenario = Scenario(), features: str = "gains", reward: str = "difference",
+    def __init__(self, scenario: Scenario = Scenario(), features: str = "gains", reward: str = "share",
                  order: str = "given", max_users: int | None = None):
         self.scenario, self.max_users = scenario, scenario.width(max_users)
         self.features, self.reward, self.order = features, reward, order

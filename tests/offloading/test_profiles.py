@@ -41,7 +41,8 @@ def test_fits_recover_known_lines_within_their_intervals(tmp_path):
 
 def test_curves_are_kept_apart_and_end_where_memory_did(tmp_path):
     rng, line = np.random.default_rng(0), LatencyModel(0.02, 0.05)
-    text = HEADER + rows(line, 0, rng) + rows(line, 0, rng, mode="compile") + "box,mini,fp32,compile,True,32,0,out_of_memory,\n"
+    text = HEADER + rows(line, 0, rng) + rows(line, 0, rng, mode="compile")
+    text += "box,mini,fp32,compile,True,32,0,out_of_memory,\n"
     curves = read_profile(write(tmp_path, text))
     assert [key[3] for key in curves] == ["eager", "compile"]
     assert [curve.ends_at for curve in curves.values()] == [None, 32]

@@ -33,7 +33,8 @@ def test_shortfall_counts_windows_and_leaves_out_who_is_never_off():
 
 
 def test_ablation_is_sorted_from_best_to_worst():
-    table = pd.DataFrame({"variant": ["bad", "bad", "good", "good"], "seed": [0, 1, 0, 1], "mean": [0.5, 0.6, 0.98, 0.99]})
+    table = pd.DataFrame({"variant": ["bad", "bad", "good", "good"], "seed": [0, 1, 0, 1],
+                          "mean": [0.5, 0.6, 0.98, 0.99]})
     ax = learning_figures.ablation_intervals(table)
     assert [label.get_text() for label in ax.get_yticklabels()] == ["good", "bad"]
     assert ax.get_xscale() == "log"

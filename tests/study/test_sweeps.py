@@ -119,8 +119,12 @@ def grant_first(size):
     return lambda instance: Patient(size).solve(instance)
 
 
+def first_come(instance, size):
+    return Patient(size).solve(instance)
+
+
 @pytest.mark.parametrize("make", [lambda size: Patient(size).solve, grant_first,
-                                  lambda size: partial(lambda instance, size: Patient(size).solve(instance), size=size)],
+                                  lambda size: partial(first_come, size=size)],
                          ids=["bound to an object", "closure", "partial"])
 def test_another_solver_under_the_same_name_is_computed_not_read(make, scratch_project, capsys, monkeypatch):
     tables = []

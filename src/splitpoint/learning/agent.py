@@ -1,7 +1,7 @@
 """Train, save, load; and an agent as a solver.
 
-Training is Stable-Baselines3's, with a DQN whose update uses prioritized replay. A trained agent is a small network, which
-NumPy evaluates faster than torch would.
+Training is Stable-Baselines3's, with a DQN whose update uses prioritized replay. A trained agent is a small network,
+which NumPy evaluates faster than torch would.
 """
 
 import json
@@ -218,8 +218,8 @@ class Agent:
         """
         settings = self.settings
         if windows.num_users.max() > settings.users_admitted:
-            raise ValueError(f"num_users={windows.num_users.max()} is outside [1, {settings.users_admitted}], what this "
-                             "agent admits (max_users in its settings)")
+            raise ValueError(f"num_users={windows.num_users.max()} is outside [1, {settings.users_admitted}], what "
+                             "this agent admits (max_users in its settings)")
         width = settings.users_admitted if settings.features == "released" else windows.alpha.shape[1]
         if windows.alpha.shape[1] != width:
             windows = stack_windows([windows.instance(row) for row in range(len(windows))], width)
@@ -267,8 +267,8 @@ def load_agent(path: str | Path | None = None, features: str | None = None) -> A
         settings = TrainingSettings.from_json(json.dumps(text["settings"]))
         weights = load_file(path.with_suffix(".safetensors"))
     except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{path.name} is not an agent: {type(error).__name__}, its .json or .safetensors is missing or "
-                         "damaged") from error
+        raise ValueError(f"{path.name} is not an agent: {type(error).__name__}, its .json or .safetensors is missing "
+                         "or damaged") from error
     if features is not None and features != settings.features:
         raise ValueError(f"{path.name} was trained on features={settings.features!r}, not {features!r}")
     return Agent(settings, weights, text.get("curve", []), text.get("train_s", float("nan")))

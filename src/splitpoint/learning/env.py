@@ -237,7 +237,7 @@ class OffloadingEnv(gymnasium.Env):
         features, reward, order: see Decisions.
         max_users: most users that a window may have, at least the scenario's; those if left out.
 
-    ``reset(options={"instance": Instance})`` begins that very window; ``plan()`` is the plan of the users granted so far.
+    ``reset(options={"instance": Instance})`` begins that very window; ``plan()`` is the plan of those granted so far.
     """
 
     metadata = {"render_modes": []}
@@ -341,7 +341,7 @@ class OffloadingVecEnv(VecEnv):
         return self.decisions.observe(), rewards.astype(np.float32), dones, infos
 
     def state(self) -> tuple[dict[str, NDArray], dict]:
-        """Everything that a later ``restore`` needs to go on as if never stopped: arrays, and JSON-serialisable rest."""
+        """Everything that ``restore`` needs to go on as if never stopped: arrays, and JSON-serialisable rest."""
         arrays = {f"decisions.{name}": values.copy() for name, values in self.decisions.arrays.items()}
         arrays |= {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
         rest = {"rng": self.rng.bit_generator.state, "cursor": self._cursor, "episodes": self.episodes,

@@ -163,7 +163,8 @@ def outside() -> Iterable[dict]:
 
 
 def cost() -> Iterable[dict]:
-    """(f) Episodes and decisions a processor second: stepping alone, training ours, and the released settings run plainly."""
+    """(f) Episodes and decisions a processor second: stepping alone, training ours, and the released settings run
+    plainly."""
     env, rng = OffloadingVecEnv(Scenario(), 128), np.random.default_rng(0)
     env.reset()
     actions = rng.integers(0, 2, (500, 128))
@@ -184,8 +185,8 @@ def cost() -> Iterable[dict]:
             warm = train_agent(settings, decisions=settings.learning_starts, looks=1, progress=False)
             episodes, decisions = episodes - warm.curve[-1]["episodes"], decisions - warm.curve[-1]["decisions"]
             seconds -= warm.train_s
-        yield {"run": run, "decisions_per_s": round(decisions / seconds), "episodes_per_s": round(episodes / seconds, 1),
-               "seconds": round(seconds, 2)}
+        yield {"run": run, "decisions_per_s": round(decisions / seconds),
+               "episodes_per_s": round(episodes / seconds, 1), "seconds": round(seconds, 2)}
 
 
 def agents() -> None:

@@ -40,7 +40,15 @@ class SumTree:
         return self.nodes[2**self.depth: 2**self.depth + self.capacity]
 
     def update(self, index: ArrayLike, priority: ArrayLike) -> None:
-        """Set priorities; index (m,) within [0, capacity), priority (m,) not negative."""
+        """Set priorities.
+
+        Args:
+            index: leaves, shape (m,), within [0, capacity).
+            priority: shape (m,), not negative.
+
+        Raises:
+            ValueError: for an index or a priority outside its range.
+        """
         index = np.asarray(index)
         if index.size and (index.min() < 0 or index.max() >= self.capacity):
             raise ValueError(f"index holds {index.min()} … {index.max()}; valid is [0, {self.capacity - 1}]")
@@ -125,6 +133,9 @@ class PrioritizedReplay(ReplayBuffer):
         Returns:
             index (m,), weights (m,): ``(n P)^-beta`` over the largest of the batch; with two buffers, n and P are
             those of the buffer that a transition was drawn from.
+
+        Raises:
+            ValueError: if ``batch_size`` or ``beta`` is outside its range.
         """
         whole_number("batch_size", batch_size, 1)
         finite_number("beta", beta, 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""The offloading problem as a mixed-integer program, in a tight and in a loose formulation, solved by HiGHS via cvxpy."""
+"""The offloading problem as a mixed-integer program, in a tight and in a loose formulation, for HiGHS via cvxpy."""
 
 import math
 import warnings

@@ -31,8 +31,8 @@ class LatencyModel:
         finite_number("slope_s", self.slope_s, minimum=0.0)
         finite_number("intercept_s", self.intercept_s)
         if self.slope_s + self.intercept_s <= 0:
-            raise ValueError(f"slope_s + intercept_s = {self.slope_s + self.intercept_s} s: a step of batch 1 must take "
-                             "a positive time")
+            raise ValueError(f"slope_s + intercept_s = {self.slope_s + self.intercept_s} s: a step of batch 1 must "
+                             "take a positive time")
 
     def step_latency_s(self, batch_size: ArrayLike) -> NDArray[np.float64]:
         """Seconds of one denoising step; ``batch_size`` of any shape, in requests."""
@@ -158,7 +158,18 @@ def fit_accuracy(split: ArrayLike, pai: ArrayLike) -> Fit:
 
 
 def confidence_band(fit: Fit, batch: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """95 % confidence band of a fitted latency line at the given batch sizes, shape (m,) each, in seconds."""
+    """95 % confidence band of a fitted latency line.
+
+    Args:
+        fit: from ``fit_latency``.
+        batch: batch sizes, shape (m,), in requests.
+
+    Returns:
+        Lower and upper end at each batch size, shape (m,) each, in seconds.
+
+    Raises:
+        ValueError: if ``batch`` holds a number that is not finite.
+    """
     batch = finite_array("batch", batch)
     design = np.column_stack([batch, np.ones_like(batch)])
     error = np.sqrt(np.einsum("ni,ij,nj->n", design, fit.covariance, design))

@@ -273,6 +273,9 @@ def sample_instance(num_users: int, num_edge_gpus: int, rng: np.random.Generator
     Returns:
         Instance with devices sorted by speed and request moments sorted, as in the released code.
 
+    Raises:
+        ValueError: if a number is below 1 or no whole number, or ``rng`` is no generator.
+
     Source: authors' released code, PERDQN/per_DQN_main.py and PERDQN/utils.py.
     """
     if not isinstance(rng, np.random.Generator):
@@ -282,7 +285,15 @@ def sample_instance(num_users: int, num_edge_gpus: int, rng: np.random.Generator
 
 def released_instance(num_users: int, num_edge_gpus: int, seed: int,
                       parameters: SystemParameters = SystemParameters()) -> Instance:
-    """The instance that the released code draws for a seed: same rules, same order, NumPy's legacy generator."""
+    """The instance that the released code draws for a seed: same rules, same order, NumPy's legacy generator.
+
+    Args:
+        num_users, num_edge_gpus, parameters: see ``sample_instance``.
+        seed: of the legacy generator.
+
+    Raises:
+        ValueError: if a number is below 1 or no whole number.
+    """
     return _draw(num_users, num_edge_gpus, np.random.RandomState(seed), parameters, published_profiles())
 
 

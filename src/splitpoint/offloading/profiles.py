@@ -87,7 +87,8 @@ def read_profile(path: Path) -> dict[tuple[str, str, str, str, str], Curve]:
             raise ValueError(f"{path.name}, line {line}: status={row['status']!r} is not one of {', '.join(STATUSES)}")
         batch = _number(path, line, row, "batch_size")
         if batch < 1 or batch != int(batch):
-            raise ValueError(f"{path.name}, line {line}: batch_size={row['batch_size']!r} must be a whole number in [1, inf)")
+            raise ValueError(f"{path.name}, line {line}: batch_size={row['batch_size']!r} must be a whole number in "
+                             "[1, inf)")
         if row["status"] == "out_of_memory":
             group["ends_at"] = int(batch)
             continue
@@ -143,6 +144,10 @@ class TwoPieceLatency:
 
 def fit_two_piece(batch: ArrayLike, seconds: ArrayLike) -> TwoPieceLatency:
     """Least-squares line with one bend at a measured batch size, at least two sizes on either side of it.
+
+    Args:
+        batch: batch sizes, shape (n,), in requests.
+        seconds: of one step, shape (n,).
 
     Raises:
         ValueError: for fewer than four batch sizes or numbers that are not finite.

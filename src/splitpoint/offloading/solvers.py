@@ -16,7 +16,7 @@ _SOLVERS: dict[str, Callable[..., Plan]] = {}
 
 
 def register(name: str, solver: Callable[..., Plan]) -> None:
-    """Add a solver of your own: ``solver(instance, **options) -> Plan``. It then has a name in ``solve`` and figures."""
+    """Add a solver of your own, ``solver(instance, **options) -> Plan``, by name: for ``solve`` and for figures."""
     _SOLVERS[name] = solver
 
 
@@ -70,6 +70,10 @@ def exact(instance: Instance, whole_steps: bool = False) -> Plan:
 
     Granted users slow each other through their number alone. For a known batch size the gains are independent, so the
     best set of that size is the largest gains; trying every size gives the optimum (notebook 05).
+
+    Args:
+        instance: the window.
+        whole_steps: restrict split points to whole steps; so in every solver here.
     """
     if instance.largest_batch == 0:
         return all_local(instance)
@@ -107,7 +111,11 @@ def early_exit(instance: Instance, whole_steps: bool = False) -> Plan:
 
 
 def brute_force(instance: Instance, whole_steps: bool = False) -> Plan:
-    """Every subset of users, each with its best split points; at most 16 users."""
+    """Every subset of users, each with its best split points.
+
+    Raises:
+        ValueError: for more than 16 users.
+    """
     whole_number("num_users", instance.num_users, 1, BRUTE_FORCE_USERS)
     subsets = (np.arange(2**instance.num_users)[:, None] >> np.arange(instance.num_users)) & 1 == 1
     subsets = subsets[subsets.sum(axis=1) <= instance.largest_batch]
@@ -137,10 +145,15 @@ def genetic(instance: Instance, seed: int = 0, population: int = 100, generation
     loses random members. Sizes as in the authors' released code (PERDQN/), which does neither.
 
     Args:
+        instance: the window.
         seed: of NumPy's generator.
         population: sets kept, at least 2.
         generations: rounds, at least 1.
         mutation: expected share of children whose one random bit is flipped, within [0, 1].
+        whole_steps: restrict split points to whole steps.
+
+    Raises:
+        ValueError: if an option is outside its range.
     """
     whole_number("population", population, 2)
     whole_number("generations", generations, 1)

@@ -43,14 +43,15 @@ def use_style(compact: bool = False) -> None:
     """Set the style of all figures; called once at the top of a notebook.
 
     Args:
-        compact: embed figures as JPEG, for a notebook with so many that PNG would make it large; files stay PNG and PDF.
+        compact: embed figures as JPEG, for a notebook that PNG would make too large; files stay PNG and PDF.
     """
     if compact:
         set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rcParams.update({"figure.dpi": 68 if compact else 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8), "axes.titlesize": 10,
-                         "axes.titleweight": "bold", "legend.frameon": False, "legend.fontsize": 8.5,
-                         "lines.markersize": 5, "figure.constrained_layout.use": True, "pdf.fonttype": 42})
+    mpl.rcParams.update({"figure.dpi": 68 if compact else 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8),
+                         "axes.titlesize": 10, "axes.titleweight": "bold", "legend.frameon": False,
+                         "legend.fontsize": 8.5, "lines.markersize": 5, "figure.constrained_layout.use": True,
+                         "pdf.fonttype": 42})
 
 
 def caption(figure: plt.Figure, kind: str, text: str) -> None:
@@ -115,8 +116,8 @@ def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | 
     for method, shift in zip(methods, dodge):
         label, colour, marker, line = method_style(method)
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
-        ax.errorbar(stats.index + shift, stats["mean"], stats["half"], label=label, color=colour, marker=marker, ls=line,
-                    lw=1.4, capsize=2, markeredgecolor="black", markeredgewidth=0.4)
+        ax.errorbar(stats.index + shift, stats["mean"], stats["half"], label=label, color=colour, marker=marker,
+                    ls=line, lw=1.4, capsize=2, markeredgecolor="black", markeredgewidth=0.4)
     ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(table[x].unique()))
     if legend:
         ax.legend(ncols=2)

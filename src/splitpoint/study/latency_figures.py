@@ -34,7 +34,8 @@ def line_residuals(curves: dict[str, Curve], max_fit: int = LARGEST_BATCH, ax: p
     ax = ax or plt.subplots()[1]
     for i, (name, curve) in enumerate(curves.items()):
         sizes, medians = curve.medians()
-        ax.plot(sizes, 100 * line_error(curve.fit(max_fit).model, sizes, medians), lw=1.2, label=name, **numbered_style(i))
+        error = line_error(curve.fit(max_fit).model, sizes, medians)
+        ax.plot(sizes, 100 * error, lw=1.2, label=name, **numbered_style(i))
     ax.axvspan(1, max_fit, color="0.92", zorder=0)
     ax.axhline(0, color="0.4", lw=0.8)
     ax.set(xlabel="batch size (requests)", ylabel="line minus measured (%)")

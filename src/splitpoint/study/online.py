@@ -59,6 +59,9 @@ def draw_windows(count: int, num_edge_gpus: int = 16, num_users: tuple[int, int]
         num_users: fewest and most users, each number as likely.
         seed: of everything random.
         parameters: SystemParameters.
+
+    Raises:
+        ValueError: if a number is below 1, or ``num_users`` descends.
     """
     whole_number("count", count, 1)
     whole_number("num_users[0]", num_users[0], 1)
@@ -106,6 +109,9 @@ def threshold(batch_size: int, price_s: float) -> Policy:
     Args:
         batch_size: expected number of granted users, at least 1.
         price_s: seconds.
+
+    Raises:
+        ValueError: if ``batch_size`` is below 1.
     """
     whole_number("batch_size", batch_size, 1)
     return lambda arrival: bool(arrival.gains[batch_size - 1] >= price_s)
@@ -153,7 +159,10 @@ def users_still_to_come(past_counts: Sequence[int], seen: int, elapsed: float) -
         elapsed: share of the window that is over, within [0, 1].
 
     Returns:
-        numbers still to come and their probabilities.
+        Numbers still to come and their probabilities, shape (m,) each.
+
+    Raises:
+        ValueError: if ``seen`` or ``elapsed`` is outside its range.
     """
     whole_number("seen", seen, 1)
     finite_number("elapsed", elapsed, 0.0, 1.0)
@@ -177,6 +186,9 @@ def rolling(past: Sequence[Instance], futures: int = 40, seed: int = 0) -> Polic
         past: windows of the same edge.
         futures: imagined for each decision, at least 1.
         seed: of the futures.
+
+    Raises:
+        ValueError: for no past windows, windows of different edges, an edge that admits nobody, or no futures.
     """
     whole_number("futures", futures, 1)
     if len({(window.edge, window.parameters) for window in past}) != 1:

@@ -23,6 +23,11 @@ def test_rows_are_what_a_direct_evaluation_gives(scratch_project):
     assert row.reward == outcome.reward and row.latency_s == pytest.approx(outcome.latency_s.mean(), rel=1e-12)
 
 
+def test_the_sidecar_names_the_call(scratch_project, capsys):
+    sweep(num_seeds=2, num_users=range(4, 6))
+    assert "by `reward_sweep('sweep', num_users=range(4, 6), num_edge_gpus=(8,), …)`" in capsys.readouterr().out
+
+
 def test_optimality_of_the_optimum_and_of_all_local(scratch_project):
     table = sweep(num_edge_gpus=(4, 16))
     assert (table[table.method == "exact"].optimality == 1).all()

@@ -62,7 +62,8 @@ def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence
                     first_seed=first_seed, parameters=asdict(parameters), batching=batching,
                     profiles=asdict(profiles) if profiles else "published",
                     **_digests(solver_functions, "offloading", "study"))
-    return load_or_run(name, _windows, tasks, settings=settings)
+    command = f"reward_sweep({name!r}, num_users={num_users!r}, num_edge_gpus={num_edge_gpus!r}, …)"
+    return load_or_run(name, _windows, tasks, settings=settings, command=command)
 
 
 def _windows(num_users, num_edge_gpus, seeds, solver_functions: dict[str, Callable], parameters, batching, profiles):
@@ -112,7 +113,7 @@ def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict]
                   give_up_s=give_up_s)
     settings = common | {"depends_on": _digests(solver_functions, "offloading")}
     return load_or_run(name, _times, [common | {"solver_functions": solver_functions}], settings=settings,
-                       kind="measured")
+                       kind="measured", command=f"solve_times({name!r}, num_users={num_users!r}, …)")
 
 
 def _times(num_users, methods, solver_functions, num_edge_gpus, num_seeds, give_up_s):

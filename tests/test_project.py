@@ -44,7 +44,8 @@ def test_import_arrows(room):
 
 
 @pytest.mark.parametrize("module, absent", [
-    ("splitpoint.offloading", {"torch", "diffusers", "stable_baselines3", "matplotlib", "splitpoint.diffusion"}),
+    ("splitpoint.offloading", {"torch", "diffusers", "stable_baselines3", "matplotlib", "cvxpy", "highspy",
+                               "splitpoint.diffusion"}),
     ("splitpoint.diffusion.profile", {"pandas", "torchmetrics", "matplotlib", "splitpoint.offloading"}),
 ])
 def test_light_imports(module, absent):

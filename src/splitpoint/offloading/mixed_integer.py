@@ -1,6 +1,8 @@
 """The offloading problem as a mixed-integer program, in a tight and in a loose formulation, for HiGHS via cvxpy."""
 
+import functools
 import math
+import os
 import warnings
 
 import numpy as np
@@ -11,6 +13,29 @@ from splitpoint.offloading.solvers import all_local, plan_for, register
 from splitpoint.offloading.split import grant_gains
 
 FORMULATIONS = ("tight", "gqap")
+
+
+@functools.cache
+def quiet_highs() -> None:
+    """Let HiGHS print its banner where nobody reads it; to be called before a process first solves with HiGHS.
+
+    The first solver object of a process writes the banner straight to the process's standard output, past
+    ``sys.stdout`` and whatever options the solver is given.
+    """
+    import highspy
+
+    try:
+        print(end="", flush=True)  # what was printed before must not follow into nowhere
+        kept = os.dup(1)
+    except OSError:  # a process without standard output
+        return
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+        highspy.Highs()
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def milp(instance: Instance, formulation: str = "tight", time_limit_s: float = 60.0) -> Plan:
@@ -36,6 +61,7 @@ def milp(instance: Instance, formulation: str = "tight", time_limit_s: float = 6
         return all_local(instance)
     import cvxpy as cp
 
+    quiet_highs()
     problem, granted = (_tight if formulation == "tight" else _gqap)(cp, instance)
     with warnings.catch_warnings():  # cvxpy warns that a time-limited solution may be inaccurate; the status says so
         warnings.simplefilter("ignore")

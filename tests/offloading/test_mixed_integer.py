@@ -25,6 +25,11 @@ def test_the_solver_has_no_banner(code, printed):
     assert (done.returncode, done.stdout) == (0, printed), done.stderr
 
 
+def test_a_program_can_be_solved_after_another_solve_on_all_threads():
+    done = run(DIRECTLY.replace("boolean=True", "") + MILP + DIRECTLY + MILP.replace("3, 4", "4, 4"))
+    assert done.stdout == "1\noptimal\n1\noptimal\n", done.stderr
+
+
 def test_a_process_without_standard_output_can_solve():
     code = "import os; os.close(1); from splitpoint.offloading import *; " \
            "plan = solve(released_instance(3, 4, 0), 'milp'); os.write(2, plan.status.encode())"

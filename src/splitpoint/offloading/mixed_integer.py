@@ -38,6 +38,14 @@ def quiet_highs() -> None:
         os.close(kept)
 
 
+@functools.cache
+def _forget_threads() -> None:
+    """Let HiGHS start anew with one thread: it refuses to, once something in this process solved with more."""
+    import highspy
+
+    highspy.Highs.resetGlobalScheduler(True)
+
+
 def milp(instance: Instance, formulation: str = "tight", time_limit_s: float = 60.0) -> Plan:
     """The optimum under static batching by branch and bound.
 
@@ -62,6 +70,7 @@ def milp(instance: Instance, formulation: str = "tight", time_limit_s: float = 6
     import cvxpy as cp
 
     quiet_highs()
+    _forget_threads()
     problem, granted = (_tight if formulation == "tight" else _gqap)(cp, instance)
     with warnings.catch_warnings():  # cvxpy warns that a time-limited solution may be inaccurate; the status says so
         warnings.simplefilter("ignore")

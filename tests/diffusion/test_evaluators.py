@@ -6,10 +6,17 @@ import torch
 from torchmetrics.multimodal import CLIPScore
 
 from splitpoint.diffusion.emoji import STYLES, load_emoji
-from splitpoint.diffusion.evaluators import (EmojiClassifier, accuracy, distort, fit_classifier, fit_clip, load_mini_clip,
-                                             load_concept_classifier, load_style_classifier)
-from splitpoint.diffusion.mini import to_pixels
-from splitpoint.diffusion.mini import default_concepts
+from splitpoint.diffusion.evaluators import (
+    EmojiClassifier,
+    accuracy,
+    distort,
+    fit_classifier,
+    fit_clip,
+    load_concept_classifier,
+    load_mini_clip,
+    load_style_classifier,
+)
+from splitpoint.diffusion.mini import default_concepts, to_pixels
 
 SOME = load_emoji(STYLES, default_concepts()[::5])
 

@@ -4,13 +4,25 @@ from threading import Event
 
 import pytest
 import torch
-from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, PNDMScheduler,
-                       StableDiffusionPipeline)
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from splitpoint.diffusion.hybrid import (GenerationCancelled, HybridPipeline, User, decode, hybrid_generate,
-                                         load_users, model_fingerprint)
+from splitpoint.diffusion.hybrid import (
+    GenerationCancelled,
+    HybridPipeline,
+    User,
+    decode,
+    hybrid_generate,
+    load_users,
+    model_fingerprint,
+)
 from splitpoint.diffusion.packet import Packet, _checksum
 
 from .tiny_pipeline import TARGETS, make_pipeline, save_adapter

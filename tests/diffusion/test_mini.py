@@ -10,8 +10,19 @@ from safetensors.torch import load_file
 
 from splitpoint.diffusion import mini
 from splitpoint.diffusion.emoji import load_emoji
-from splitpoint.diffusion.mini import (MiniSize, build_mini, build_tokenizer, draw, encode_images, fit_denoiser,
-                                       load_mini, save_mini, train_mini, warn_unknown, whiten_latents)
+from splitpoint.diffusion.mini import (
+    MiniSize,
+    build_mini,
+    build_tokenizer,
+    draw,
+    encode_images,
+    fit_denoiser,
+    load_mini,
+    save_mini,
+    train_mini,
+    warn_unknown,
+    whiten_latents,
+)
 from splitpoint.files import data_path
 
 SMALLEST = MiniSize((32, 32), 1, (False, True), (8, 8, 8, 8), 32, 1, 8, 1e-3, 0.0, 0.0)

@@ -9,8 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion.hybrid import adapter_name, load_users
 from splitpoint.diffusion.mini import build_mini, draw, load_mini
-from splitpoint.diffusion.personalize import (WEIGHTS, attach_user, personalize, split_concepts, style_accuracy,
-                                              train_user, user_path, users)
+from splitpoint.diffusion.personalize import (
+    WEIGHTS,
+    attach_user,
+    personalize,
+    split_concepts,
+    style_accuracy,
+    train_user,
+    user_path,
+    users,
+)
 from splitpoint.files import read_meta, write_meta
 
 from .test_mini import SMALLEST

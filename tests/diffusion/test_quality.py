@@ -9,10 +9,26 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
 from splitpoint.diffusion.evaluators import PooledCLIP
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
-from splitpoint.diffusion.quality import (MINI_USERS, SCHEDULES, Calibration, Evaluators, calibrate,
-                                          deep_feature_distance, distances_between_users, load_calibration, load_clip,
-                                          measure_pai, mini_evaluators, mini_prompts, noise_seed, real_pictures,
-                                          save_calibration, stable_diffusion_evaluators, summarize_pai, text_scores)
+from splitpoint.diffusion.quality import (
+    MINI_USERS,
+    SCHEDULES,
+    Calibration,
+    Evaluators,
+    calibrate,
+    deep_feature_distance,
+    distances_between_users,
+    load_calibration,
+    load_clip,
+    measure_pai,
+    mini_evaluators,
+    mini_prompts,
+    noise_seed,
+    real_pictures,
+    save_calibration,
+    stable_diffusion_evaluators,
+    summarize_pai,
+    text_scores,
+)
 from splitpoint.files import data_path, read_meta
 
 from .tiny_pipeline import make_pipeline, make_tokenizer, save_adapter

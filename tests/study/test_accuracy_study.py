@@ -5,8 +5,14 @@ import pytest
 from splitpoint.diffusion.quality import Calibration, load_calibration
 from splitpoint.files import data_path
 from splitpoint.offloading import AccuracyModel
-from splitpoint.study.accuracy_study import (accuracy_fit, loss_of_the_wrong_curve, on_released_scale, recalibrated,
-                                             schedule_fits, schedule_samples)
+from splitpoint.study.accuracy_study import (
+    accuracy_fit,
+    loss_of_the_wrong_curve,
+    on_released_scale,
+    recalibrated,
+    schedule_fits,
+    schedule_samples,
+)
 
 
 def made_up_samples(midpoints, seed=0):

@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 import torch
-from tqdm.auto import tqdm
 
-from splitpoint.diffusion.quiet import no_bar
+from splitpoint.progress import progress_bar
 
 
 def time_budget(minutes: float, spent: float, progress: bool | None, title: str) -> Iterator[float]:
@@ -20,8 +19,7 @@ def time_budget(minutes: float, spent: float, progress: bool | None, title: str)
         title: of the bar.
     """
     start = time.monotonic()
-    with tqdm(total=round(60 * minutes), initial=round(60 * spent), unit="s", desc=title,
-              disable=no_bar(progress)) as bar:
+    with progress_bar(title, round(60 * minutes), progress, unit="s", done=round(60 * spent)) as bar:
         while (used := spent + (time.monotonic() - start) / 60) < minutes:
             yield used / minutes
             bar.update(max(0, round(60 * used) - bar.n))

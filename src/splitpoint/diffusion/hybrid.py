@@ -26,11 +26,11 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tqdm.auto import tqdm
 
 from splitpoint.diffusion.packet import Packet
-from splitpoint.diffusion.quiet import no_bar, quiet
+from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, read_meta
+from splitpoint.progress import progress_bar
 
 BATCHINGS = ("early_exit", "static")
 _SCHEDULERS = {  # name: class, and what a deterministic run on unbounded latents needs
@@ -152,7 +152,7 @@ class HybridPipeline:
                     noise = starting_noise(pipeline, scheduler, seed_)
                     rows.setdefault(key, _Row(noise, contexts[prompt])).stops.add(self.num_steps - split)
             _denoise(pipeline.unet, scheduler, list(rows.values()), self.guidance_scale, batching == "static",
-                     on_step, _bar("edge", progress), cancel)
+                     on_step, "edge", progress, cancel)
         return [self._packet(prompt, seed_, split, rows.get(key), contexts[prompt])
                 for key, prompt, seed_, split in zip(keys, prompts, seeds, split_points)]
 
@@ -207,7 +207,7 @@ class HybridPipeline:
             contexts = _encode(pipeline, [p.prompt for p in packets if p.embeddings is None], first.guidance_scale)
             rows = [_row_of(packet, pipeline, scheduler, contexts) for packet in packets]
             _denoise(pipeline.unet, scheduler, rows, first.guidance_scale, False, on_step,
-                     _bar(user.name, progress), cancel)
+                     user.name, progress, cancel)
         return torch.stack([row.taken[first.num_steps][0] for row in rows])
 
     def compare(self, prompt: str, users: Sequence[str | User], split_points: Sequence[int], seed: int = 0, *,
@@ -447,7 +447,7 @@ class _Row:
 
 
 def _denoise(unet, scheduler, rows: list[_Row], guidance_scale: float, carry_all: bool, on_step: OnStep | None,
-             bar: Callable[[int], tqdm], cancel: Cancel | None) -> None:
+             title: str, progress: bool | None, cancel: Cancel | None) -> None:
     """The one loop of both phases: rows join at ``start``, are copied at each of ``stops``, leave after the last."""
     for row in rows:
         if row.start in row.stops:
@@ -460,7 +460,7 @@ def _denoise(unet, scheduler, rows: list[_Row], guidance_scale: float, carry_all
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     active: list[_Row] = []
-    with bar(last - first) as progress:
+    with progress_bar(title, last - first, progress, unit="step") as bar:
         for step in range(first, last):
             if cancel is not None and (cancel.is_set() if isinstance(cancel, Event) else cancel()):
                 raise GenerationCancelled(f"cancelled before step {step} of {scheduler.num_inference_steps}")
@@ -476,7 +476,7 @@ def _denoise(unet, scheduler, rows: list[_Row], guidance_scale: float, carry_all
             for place, row in enumerate(active):
                 if step + 1 in row.stops:
                     row.taken[step + 1] = (latents[place].clone(), _history(scheduler, place))
-            progress.update()
+            bar.update()
             if on_step is not None:
                 on_step(step + 1, names, latents)
 
@@ -714,7 +714,3 @@ def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
                 problem = ("names no layer of it" if module is None else
                            f"expects {inputs} inputs where the model has {module.weight.shape[1]}")
                 raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {key} {problem}")
-
-
-def _bar(name: str, progress: bool | None) -> Callable[[int], tqdm]:
-    return lambda total: tqdm(total=total, desc=name, unit="step", disable=no_bar(progress), leave=False)

@@ -24,8 +24,16 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splitpoint.diffusion.emoji import (PIXELS, STYLES, WEIGHTS_LICENCE, Emoji, emoji_table, known_concepts,
-                                        load_emoji, nearest)
+from splitpoint.diffusion.emoji import (
+    PIXELS,
+    STYLES,
+    WEIGHTS_LICENCE,
+    Emoji,
+    emoji_table,
+    known_concepts,
+    load_emoji,
+    nearest,
+)
 from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, update
 from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta

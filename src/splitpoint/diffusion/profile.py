@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm.auto import tqdm
 
 from splitpoint.files import data_path, device_name, project_root, write_atomically, write_meta
+from splitpoint.progress import progress_bar
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -223,10 +223,12 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
         runs[batch] = run
         peak[batch] = torch.cuda.max_memory_allocated() if device.type == "cuda" else ""
     order = random.Random(seed)
-    for repeat in tqdm(range(repeats), disable=not progress or "TQDM_DISABLE" in os.environ, leave=False):
-        for batch in order.sample(sorted(runs), len(runs)):
-            rows.append(dict(batch_size=batch, repeat=repeat, status="ok", step_s=time_once(runs[batch], device),
-                             peak_memory_bytes=peak[batch]))
+    with progress_bar("repeats", repeats, None if progress else False) as bar:
+        for repeat in range(repeats):
+            for batch in order.sample(sorted(runs), len(runs)):
+                rows.append(dict(batch_size=batch, repeat=repeat, status="ok", step_s=time_once(runs[batch], device),
+                                 peak_memory_bytes=peak[batch]))
+            bar.update()
     return rows
 
 

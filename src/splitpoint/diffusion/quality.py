@@ -20,14 +20,12 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
-from tqdm.auto import tqdm
 from transformers import CLIPProcessor
 
-from splitpoint.diffusion.evaluators import (PooledCLIP, load_concept_classifier, load_mini_clip,
-                                             load_style_classifier)
+from splitpoint.diffusion.evaluators import PooledCLIP, load_concept_classifier, load_mini_clip, load_style_classifier
 from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
-from splitpoint.diffusion.quiet import no_bar
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
+from splitpoint.progress import progress_bar
 
 MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")
 SCHEDULES = {  # other ways to space the steps over the noise levels, each as settings of ``HybridPipeline``
@@ -289,14 +287,16 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
     finished = _Finished(path, settings)
     sigmas = [float(hybrid.noise_levels()[hybrid.num_steps - split]) for split in split_points]
     cases = [(prompt, int(seed)) for seed in seeds for prompt in prompts]
-    for prompt, seed in tqdm(cases, desc="prompts x seeds", disable=no_bar(progress)):
-        if (prompt, seed) not in finished:
-            pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), progress=False,
-                                      cancel=cancel)
-            table = _judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators, calibration,
-                           describe)
-            table.insert(6, "sigma", np.repeat(sigmas, len(users)))
-            finished.add(table)
+    with progress_bar("prompts x seeds", len(cases), progress) as bar:
+        for prompt, seed in cases:
+            if (prompt, seed) not in finished:
+                pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), progress=False,
+                                          cancel=cancel)
+                table = _judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators,
+                               calibration, describe)
+                table.insert(6, "sigma", np.repeat(sigmas, len(users)))
+                finished.add(table)
+            bar.update()
     return finished.table(cases, command)
 
 

@@ -1,6 +1,5 @@
 """One way to keep the libraries' bars and remarks out of an output while weights are read."""
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,10 +26,3 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(verbosity)
             if bars:
                 log.enable_progress_bar()
-
-
-def no_bar(progress: bool | None) -> bool | None:
-    """What tqdm's ``disable`` needs: by default a bar in a notebook or terminal, unless TQDM_DISABLE is set."""
-    if progress is None:
-        return True if os.environ.get("TQDM_DISABLE") else None
-    return not progress

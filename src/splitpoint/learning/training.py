@@ -1,7 +1,6 @@
 """The learners behind ``train_agent``: SB3's DQN with prioritized replay, and SB3's PPO."""
 
 import json
-import os
 import time
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from torch.nn.functional import smooth_l1_loss
-from tqdm.auto import tqdm
 
 from splitpoint.files import write_atomically
 from splitpoint.learning.agent import Agent, TrainingSettings, evaluate_agent
@@ -22,6 +20,7 @@ from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.replay import PrioritizedReplay
 from splitpoint.learning.windows import Windows
 from splitpoint.offloading.checks import whole_number
+from splitpoint.progress import progress_bar
 
 ACTIVATIONS = {"relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "tanh": torch.nn.Tanh}
 
@@ -150,9 +149,8 @@ class _Watch(BaseCallback):
         self.every, self.stop_after = settings.decisions / looks, stop_after
         self.curve, self.next_look, self.before_s, self.start = [], self.every, 0.0, time.process_time()
         self.interrupted = False
-        quiet = not progress or bool(os.environ.get("TQDM_DISABLE"))
-        self.bar = tqdm(total=settings.decisions, disable=quiet or None, unit=" decisions", unit_scale=True,
-                        desc=f"training ({settings.learner})", leave=False)
+        self.bar = progress_bar(f"training ({settings.learner})", settings.decisions, None if progress else False,
+                                unit=" decisions")
 
     def seconds(self) -> float:
         return self.before_s + time.process_time() - self.start

@@ -1,5 +1,6 @@
 """The figures' one hand: style, captions, saving, and a function a figure (tidy table in, axes out)."""
 
+import io
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -8,7 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
+from IPython.core.pylabtools import print_figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
+from PIL import Image
 
 from splitpoint.files import project_root
 from splitpoint.offloading import AccuracyModel, Fit, LatencyModel, confidence_band, optimal_split
@@ -43,15 +47,23 @@ def use_style(compact: bool = False) -> None:
     """Set the style of all figures; called once at the top of a notebook.
 
     Args:
-        compact: embed figures as JPEG, for a notebook that PNG would make too large; files stay PNG and PDF.
+        compact: embed figures with 128 colours, for a notebook that would grow too large; the files keep all.
     """
-    if compact:
-        set_matplotlib_formats("jpeg", pil_kwargs={"quality": 75})
+    if compact and (shell := get_ipython()) is not None:
+        set_matplotlib_formats("png")
+        shell.display_formatter.formatters["image/png"].for_type(plt.Figure, _palette_png)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rcParams.update({"figure.dpi": 68 if compact else 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8),
+    mpl.rcParams.update({"figure.dpi": 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8),
                          "axes.titlesize": 10, "axes.titleweight": "bold", "legend.frameon": False,
                          "legend.fontsize": 8.5, "lines.markersize": 5, "figure.constrained_layout.use": True,
                          "pdf.fonttype": 42})
+
+
+def _palette_png(figure: plt.Figure) -> bytes:
+    small = io.BytesIO()
+    picture = Image.open(io.BytesIO(print_figure(figure, "png"))).convert("RGB")
+    picture.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    return small.getvalue()
 
 
 def caption(figure: plt.Figure, kind: str, text: str) -> None:
@@ -112,7 +124,7 @@ def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | 
     """
     ax = ax or plt.subplots()[1]
     methods = table["method"].unique()
-    dodge = 0.009 * np.ptp(table[x]) * (np.arange(len(methods)) - len(methods) / 2)  # equal lines stay visible
+    dodge = 0.005 * np.ptp(table[x]) * (np.arange(len(methods)) - (len(methods) - 1) / 2)  # equal lines stay visible
     for method, shift in zip(methods, dodge):
         label, colour, marker, line = method_style(method)
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
@@ -120,7 +132,7 @@ def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | 
                     ls=line, lw=1.4, capsize=2, markeredgecolor="black", markeredgewidth=0.4)
     ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(table[x].unique()))
     if legend:
-        ax.legend(ncols=2)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -129,9 +141,16 @@ def method_panels(table: pd.DataFrame, x: str, quantities=("accuracy", "latency_
     figure, axes = plt.subplots(1, len(quantities), figsize=(3.4 * len(quantities), 3.6))
     for ax, quantity in zip(axes, quantities):
         method_lines(table, x, quantity, ax, legend=False)
+    space_panels(figure)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, ncols=len(labels), loc="outside upper center")
     return figure
+
+
+def space_panels(figure: plt.Figure) -> None:
+    """Keep the labels of a panel off the panel beside it."""
+    if engine := figure.get_layout_engine():
+        engine.set(wspace=0.06)
 
 
 def latency_lines(lines: dict[str, LatencyModel], max_batch: int = 18, ax: plt.Axes | None = None) -> plt.Axes:
@@ -214,9 +233,10 @@ def shortfall_lines(table: pd.DataFrame, methods: Sequence[str] | None = None, a
         short = np.sort(np.maximum(1 - table.loc[table["method"] == method, "optimality"].to_numpy(), 0))[::-1]
         if len(short) == 0 or short[0] < 1e-6:
             continue
-        label, colour, _, line = method_style(method)
+        label, colour, marker, line = method_style(method)
         ax.plot(np.maximum(short, 1e-6), np.arange(1, len(short) + 1) / len(short), label=label, color=colour, ls=line,
-                lw=1.6, drawstyle="steps-pre")
+                lw=1.6, drawstyle="steps-pre", marker=marker, markevery=max(1, int((short >= 1e-5).sum()) // 6),
+                markeredgecolor="black", markeredgewidth=0.4)
     ax.set(xscale="log", yscale="log", xlim=(1e-5, None), xlabel="shortfall from the optimum, 1 − optimality",
            ylabel="share of windows that fall shorter")
     ax.legend()
@@ -268,13 +288,14 @@ def idea_picture(split_points=(80, 120, 160), num_steps: int = 200) -> plt.Figur
             ax.plot([start, start], [row - 0.42, row + 0.42], color="black", lw=2.2, solid_capstyle="butt")
         ax.text(num_steps + 3, row, f"split point $n$ = {split}", va="center", fontsize=8)
     ax.annotate("hand-over of the half-finished image", (num_steps - split_points[0], -0.42),
-                (num_steps - split_points[0] + 8, -0.85), va="center", fontsize=8,
-                arrowprops={"arrowstyle": "-|>", "lw": 0.8})
+                (num_steps - split_points[0] + 12, -0.9), va="center", fontsize=8,
+                arrowprops={"arrowstyle": "-|>", "lw": 1.0, "color": "black", "relpos": (0, 0.5), "shrinkA": 2,
+                            "shrinkB": 0})
     ax.text(4, 0, "shared model, one batch on the edge", va="center", color="white", fontsize=8, weight="bold")
     ax.text(num_steps - 4, len(users) - 1, "own model, on the user's device", va="center", ha="right", fontsize=8,
             weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
     ax.set(yticks=range(len(users)), yticklabels=[name for name, _ in users], xlim=(0, num_steps + 52),
-           ylim=(len(users) - 0.5, -1.1), xlabel="denoising step (from noise, left, to image, right)",
+           ylim=(len(users) - 0.5, -1.2), xlabel="denoising step (from noise, left, to image, right)",
            xticks=range(0, num_steps + 1, 40))
     ax.grid(False)
     sns.despine(ax=ax, left=True)

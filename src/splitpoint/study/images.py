@@ -8,6 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 from splitpoint.diffusion.quality import summarize_pai
+from splitpoint.study.figures import space_panels
 
 PARTS = {
     "pai": "personalized accuracy index (PAI)",
@@ -83,7 +84,7 @@ def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = No
     ax.plot([], [], color="0.7", lw=0.6, label="one prompt")
     num_steps = table["num_steps"].iloc[0]
     ax.set(xlabel=f"split point n (steps on the device, N = {num_steps})", ylabel=PARTS.get(value, value))
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower right")
     return ax
 
 
@@ -95,6 +96,7 @@ def pai_panels(table: pd.DataFrame) -> plt.Figure:
         pai_curves(table, value, ax)
         if ax is not axes[0]:
             ax.get_legend().remove()
+    space_panels(figure)
     return figure
 
 

@@ -56,11 +56,16 @@ def line_table() -> pd.DataFrame:
             inside = sizes <= LARGEST_BATCH
             ms = {name: tuple(1e3 * np.array(ends)) for name, ends in fit.intervals.items()}
             rows.append(dict(zip(KEY, key)) | {
-                "k (ms)": 1e3 * fit.model.slope_s, "k interval": "{:.3g} … {:.3g}".format(*ms["slope_s"]),
-                "h (ms)": 1e3 * fit.model.intercept_s, "h interval": "{:.3g} … {:.3g}".format(*ms["intercept_s"]),
+                "k (ms)": 1e3 * fit.model.slope_s, "k interval": _from_to(ms["slope_s"]),
+                "h (ms)": 1e3 * fit.model.intercept_s, "h interval": _from_to(ms["intercept_s"]),
                 "R²": fit.r_squared, "error, 1–18": error[inside].max(),
                 "error, beyond": error[~inside].max() if (~inside).any() else np.nan})
     return pd.DataFrame(rows)
+
+
+def _from_to(ends: tuple[float, float]) -> str:
+    digits = 0 if max(np.abs(ends)) >= 100 else 2
+    return " … ".join(f"{end:,.{digits}f}" for end in ends)
 
 
 def measured_window(edge_gpu: LatencyModel, packet_bits: float) -> dict:

@@ -51,10 +51,11 @@ def objective_slider(parameters: SystemParameters, edge: LatencyModel, device_st
     def draw(alpha: float, batch: int):
         ax = objective_lines(parameters, edge, device_step_s, alpha, (batch,))
         saving = float(device_step_s - edge.step_latency_s(batch))
-        ax.set(title=f"best split point {float(optimal_split(alpha, saving, parameters)):.1f}", ylim=(-60, 30))
+        ax.set(title=f"best split point {float(optimal_split(alpha, saving, parameters)):.1f}", ylim=(-30, 30))
         plt.show()
 
-    return ipywidgets.interactive(draw, alpha=ipywidgets.FloatLogSlider(50, base=10, min=0, max=3, description="α (s)"),
+    return ipywidgets.interactive(draw, alpha=ipywidgets.FloatLogSlider(50, base=10, min=0, max=3, description="α (s)",
+                                                                        readout_format=".0f"),
                                   batch=ipywidgets.IntSlider(6, 1, 18, description="batch"))
 
 

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import joblib
 import pandas as pd
-from tqdm.auto import tqdm
 
 from splitpoint.files import (
     KINDS,
@@ -22,6 +20,7 @@ from splitpoint.files import (
     write_meta,
 )
 from splitpoint.offloading.checks import one_of
+from splitpoint.progress import progress_bar
 
 
 def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[dict], *, settings: dict,
@@ -62,9 +61,10 @@ def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[
     missing = [i for i in range(len(tasks)) if not (draft / f"{i}.json").exists()]
     calls = (joblib.delayed(_run_one)(function, tasks[i], i) for i in missing)
     finished = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls)
-    for index, rows in tqdm(finished, total=len(missing), desc=name, leave=False,
-                              disable="TQDM_DISABLE" in os.environ):
-        write_atomically(draft / f"{index}.json", json.dumps(rows).encode())
+    with progress_bar(name, len(missing)) as bar:
+        for index, rows in finished:
+            write_atomically(draft / f"{index}.json", json.dumps(rows).encode())
+            bar.update()
     rows = [row for i in range(len(tasks)) for row in json.loads((draft / f"{i}.json").read_text())]
     write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
     meta = write_meta(path, kind=kind, command=command, settings=identity)

@@ -76,9 +76,13 @@ def _execute(path: Path, target: Path, mode: str) -> bool:
         return False
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                output["data"]["text/plain"] = "[sliders: run this cell to move them]"
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace(f'MODE = "{mode}"', 'MODE = "fast"')
     notebook.metadata.pop("signature", None)
+    notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     write_atomically(target, (nbformat.writes(notebook) + "\n").encode())
     return True
 

@@ -37,7 +37,10 @@ def bare_loop(hybrid: HybridPipeline, prompt: str, seed: int):
 
 
 def split_run(hybrid: HybridPipeline, prompt: str, seed: int, split_point: int):
-    """The same picture through edge phase, bytes and device phase, with the same model on both sides."""
+    """The same picture through edge phase, bytes and device phase, with the same model on both sides.
+
+    The device encodes the prompt a second time unless the packet holds the embeddings.
+    """
     packet = hybrid.edge_phase(prompt, split_point, seed)[0]
     return hybrid.device_phase(Packet.from_bytes(packet.to_bytes()), User("me", hybrid.pipeline))
 
@@ -75,9 +78,13 @@ def main() -> None:
     print(f"{device_name()}, {torch.get_num_threads()} threads, N = {options.steps}, "
           f"guidance {hybrid.guidance_scale}, miniature")
     assert bare_loop(hybrid, PROMPTS[0], 0) == split_run(hybrid, PROMPTS[0], 0, options.steps // 2)
+    sending = HybridPipeline(hybrid.pipeline, {}, num_steps=options.steps, guidance_scale=hybrid.guidance_scale,
+                             send_embeddings=True)
     single = interleaved({"bare": lambda: bare_loop(hybrid, PROMPTS[0], 0),
-                          "split": lambda: split_run(hybrid, PROMPTS[0], 0, options.steps // 2)}, options.repeats)
+                          "split": lambda: split_run(hybrid, PROMPTS[0], 0, options.steps // 2),
+                          "sending": lambda: split_run(sending, PROMPTS[0], 0, options.steps // 2)}, options.repeats)
     show("split run / bare loop (at most 1.02 is the aim)", single["split"] / single["bare"])
+    show("the same with the embeddings in the packet", single["sending"] / single["bare"])
     batched = interleaved({"early_exit": lambda: hybrid.edge_phase(PROMPTS, splits),
                            "static": lambda: hybrid.edge_phase(PROMPTS, splits, batching="static"),
                            "alone": lambda: one_after_the_other(hybrid, splits)}, max(3, options.repeats // 3))

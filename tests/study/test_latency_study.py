@@ -6,7 +6,7 @@ from splitpoint.files import write_meta
 from splitpoint.offloading import LatencyModel
 from splitpoint.offloading.profiles import Curve, TwoPieceLatency
 from splitpoint.study import latency_figures
-from splitpoint.study.latency_study import fit_line, line_table, loss_of_the_line, matrix_rates, measured_curves
+from splitpoint.study.latency_study import curve_name, fit_line, line_table, loss_of_the_line, matrix_rates, measured_curves
 from splitpoint.study.records import results_path
 
 SIZES = np.array([1.0, 2, 4, 8, 12, 16, 18, 24])
@@ -48,7 +48,7 @@ def my_machine(scratch_project):
 def test_a_machine_of_ones_own_joins_the_tables(my_machine, capsys):
     assert any(key[0] == "my box" for key in measured_curves())
     assert "results/my_machine.csv: measured" in capsys.readouterr().out
-    row = line_table().set_index("device").loc["my box"]
+    row = line_table().set_index("curve").loc["my box, fp32, eager"]
     assert row["k (ms)"] == pytest.approx(2) and row["h (ms)"] == pytest.approx(3)
     assert row["error, beyond"] == pytest.approx(0, abs=1e-9)
     assert matrix_rates()["my box"]["fp32"] == 1e9
@@ -63,3 +63,10 @@ def test_figures_draw_medians_and_errors():
     assert ax.lines[1].get_ydata()[-1] == pytest.approx(100 * (0.50 / 0.62 - 1))
     assert "bend at 18" in [t.get_text() for t in latency_figures.bent_line(curves["b"]).get_legend().get_texts()][-1]
     plt.close("all")
+
+
+@pytest.mark.parametrize("device, name", [
+    ("AMD EPYC, 2 cores", "AMD EPYC"), ("Intel(R) Xeon(R) Processor, 2 cores", "Intel Xeon"),
+    ("NVIDIA H200", "NVIDIA H200"), ("Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz, 8 cores", "Intel Core i7-8550U")])
+def test_a_curve_has_a_short_name(device, name):
+    assert curve_name((device, "mini", "fp32", "eager", "True")) == f"{name}, fp32, eager"

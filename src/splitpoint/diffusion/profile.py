@@ -358,11 +358,14 @@ def default_settings(device: str) -> list[Setting]:
     have = architectures()
     if device != "cuda":
         small = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
-        plan = [Setting("mini", "fp32", "channels_last", True, small), Setting("mini", "bf16", "channels_last", True, small),
+        plan = [Setting("mini", "fp32", "channels_last", True, small),
+                Setting("mini", "bf16", "channels_last", True, small),
                 Setting("mini", "fp32", "eager", True, small), Setting("mini", "fp32", "channels_last", False, small),
+                Setting("mini", "fp32", "compile", True, (1, 2, 4, 8, 16)),
                 Setting("sd15", "bf16", "channels_last", False, (1, 2, 3), 20, 1),
+                Setting("pixart", "bf16", "eager", False, (1,), 20, 1),
                 Setting("sd15", "fp32", "channels_last", False, (1, 2, 3), 20, 1),
-                Setting("mini", "fp32", "compile", True, (1, 2, 4, 8, 16))]
+                Setting("sdxl", "bf16", "channels_last", False, (1,), 20, 1)]
         return [s for s in plan if s.architecture in have]
     plan = [Setting("sd15", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "channels_last", "cuda_graphs", "compile")]
     plan += [Setting("mini", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "cuda_graphs", "compile")]

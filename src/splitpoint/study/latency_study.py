@@ -1,5 +1,6 @@
 """Measured latency profiles as tables, and what planning with the wrong latency model costs."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -9,7 +10,6 @@ import pandas as pd
 from splitpoint.files import data_path, project_root, read_meta, results_path
 from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.profiles import (
-    KEY,
     LARGEST_BATCH,
     Curve,
     fit_two_piece,
@@ -32,8 +32,16 @@ def measured_curves() -> dict[tuple, Curve]:
     curves = {}
     for path in profile_files():
         print(f"{path.relative_to(project_root())}: {provenance_line(read_meta(path))}")
-        curves |= read_profile(path)
+        for key, curve in read_profile(path).items():
+            curves.pop(key, None)  # the same setting measured again counts as the later one, your machine's as the last
+            curves[key] = curve
     return curves
+
+
+def curve_name(key: tuple[str, ...]) -> str:
+    """Machine, number type and mode of a curve, short enough for a legend."""
+    machine = re.sub(r"\((R|TM)\)|Processor|CPU|@.*|,.*", "", key[0]).split()
+    return f"{' '.join(machine)}, {key[2]}, {key[3]}"
 
 
 def matrix_rates() -> dict[str, dict[str, float]]:
@@ -55,7 +63,7 @@ def line_table() -> pd.DataFrame:
             error = np.abs(line_error(fit.model, sizes, medians))
             inside = sizes <= LARGEST_BATCH
             ms = {name: tuple(1e3 * np.array(ends)) for name, ends in fit.intervals.items()}
-            rows.append(dict(zip(KEY, key)) | {
+            rows.append({"curve": curve_name(key), "architecture": key[1], "guidance": key[4],
                 "k (ms)": 1e3 * fit.model.slope_s, "k interval": _from_to(ms["slope_s"]),
                 "h (ms)": 1e3 * fit.model.intercept_s, "h interval": _from_to(ms["intercept_s"]),
                 "R²": fit.r_squared, "error, 1–18": error[inside].max(),

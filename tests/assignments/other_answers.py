@@ -58,19 +58,18 @@ def is_concave(low, high, steepness, midpoint):
 import math
 
 
-def best_split(alpha, saving_s, parameters):
+def for_one(alpha, saving, parameters):
     a, b = parameters.accuracy.steepness, parameters.accuracy.midpoint
+    if saving <= 0:
+        return parameters.num_steps
+    if 4 * saving >= alpha * a:
+        return parameters.min_split
+    A = 0.5 + math.sqrt(0.25 - saving / (alpha * a))
+    n = b - math.log(1 / A - 1) / a
+    return min(max(n, parameters.min_split), parameters.num_steps)
 
-    def for_one(alpha, saving):
-        if saving <= 0:
-            return parameters.num_steps
-        if 4 * saving >= alpha * a:
-            return parameters.min_split
-        A = 0.5 + math.sqrt(0.25 - saving / (alpha * a))
-        n = b - math.log(1 / A - 1) / a
-        return min(max(n, parameters.min_split), parameters.num_steps)
 
-    return np.vectorize(for_one, otypes=[float])(alpha, saving_s)
+best_split = np.vectorize(for_one, otypes=[float])
 """,
         "ps2_whole": """
 def whole_steps(split, alpha, saving_s, parameters):

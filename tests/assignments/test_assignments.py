@@ -169,7 +169,7 @@ def test_untouched_release_gets_zero(course, name):
 
 
 def test_through_nbgrader(course, capsys):
-    """Full marks for every source solution; copied, deleted and changed test cells and a broken file are reported."""
+    """Full marks for every source solution, whose cells to try things in run too; copied, deleted and changed test cells and a broken file are reported."""
     for name in NAMES:
         hand_in(course, "solver", name, solved(course, name))
     hand_in(course, "untouched", "ps2", released(course, "ps2"))
@@ -196,6 +196,8 @@ def test_through_nbgrader(course, capsys):
         assert row["faults"] == [] and row["cells"] == {**points_of(notebook), **unread}
         assert (row["score"], row["to_read"], row["max_score"]) == (16, 4, 20)
         assert (course / "feedback" / "solver" / name / f"{name}.html").exists()
+        ran = nbformat.read(course / "autograded" / "solver" / name / f"{name}.ipynb", as_version=4)
+        assert not [cell.source for cell in ran.cells for output in cell.get("outputs", ()) if output.output_type == "error"]
     scores = {student: row["score"] for (student, _), row in table.items() if student != "solver"}
     assert scores == {"untouched": 0, "copied": 16, "tampered": 16 - 3 - 2, "broken": None}
     printed = capsys.readouterr().out

@@ -85,6 +85,13 @@ def test_operations_are_counted_as_by_hand():
     assert flops[1] - flops[0] == added
 
 
+def test_sizes_that_would_take_too_long_are_left_out(monkeypatch):
+    monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
+    kept = {limit: {row["batch_size"] for row in profile.measure(lambda batch: lambda: None, [1, 2, 4], repeats=5,
+                                                                 limit_s=limit)} for limit in (4, 5, 14, 15, None)}
+    assert kept == {4: set(), 5: {1}, 14: {1, 2}, 15: {1, 2, 4}, None: {1, 2, 4}}
+
+
 def test_guidance_combines_the_models_answers_to_a_doubled_batch(tiny, monkeypatch):
     model = profile.build_model(tiny, torch.float32, "cpu")
     inputs = profile._inputs(tiny, 2, torch.float32, "cpu")

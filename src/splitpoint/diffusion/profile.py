@@ -27,6 +27,7 @@ from splitpoint.progress import progress_bar
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+SLOW_CURVE_S = 180.0  # timed steps of one curve where there is no GPU
 GPU_BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
 KEY = ("architecture", "dtype", "mode", "guidance")
 COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
@@ -190,7 +191,8 @@ class DenoisingStep:
 
 
 def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[int], repeats: int = 20,
-            warmups: int = 3, device: torch.device | str = "cpu", seed: int = 0, progress: bool = False) -> list[dict]:
+            warmups: int = 3, device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
+            limit_s: float | None = None) -> list[dict]:
     """Time steps, batch sizes interleaved in a new random order each round so that a drifting clock biases none.
 
     Args:
@@ -200,11 +202,13 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
         warmups: untimed steps of each size before.
         device: where the steps run.
         seed: of the order.
+        limit_s: seconds that the timed steps may take together; the sizes with which they would take longer are
+            left out.
 
     Returns:
         Rows with ``batch_size, repeat, status, step_s, peak_memory_bytes``.
     """
-    device, runs, rows, peak = torch.device(device), {}, [], {}
+    device, runs, rows, peak, planned_s = torch.device(device), {}, [], {}, 0.0
     for batch in batch_sizes:
         try:
             if device.type == "cuda":
@@ -219,6 +223,8 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
             rows.append(dict(batch_size=batch, repeat=0, status="out_of_memory", step_s="", peak_memory_bytes=""))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+            break
+        if limit_s is not None and (planned_s := planned_s + repeats * time_once(run, device)) > limit_s:
             break
         runs[batch] = run
         peak[batch] = torch.cuda.max_memory_allocated() if device.type == "cuda" else ""
@@ -327,7 +333,8 @@ def _check(setting: Setting, device: str) -> None:
             raise ValueError(f"{name}={getattr(setting, name)!r} is outside [{low}, inf)")
 
 
-def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress: bool = False) -> list[dict]:
+def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress: bool = False,
+             limit_s: float | None = None) -> list[dict]:
     _check(setting, device)
     architecture = architectures()[setting.architecture]
     if model is None:
@@ -337,7 +344,8 @@ def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress:
     step = DenoisingStep(model, architecture, setting.mode, setting.guidance)
     flop = model_flop(architecture) * (2 if setting.guidance else 1)
     with torch.inference_mode() if setting.mode != "compile" else torch.no_grad():
-        rows = measure(step.prepare, sorted(setting.batch_sizes), setting.repeats, setting.warmups, device, seed, progress)
+        rows = measure(step.prepare, sorted(setting.batch_sizes), setting.repeats, setting.warmups, device, seed,
+                       progress, limit_s)
     name = torch.cuda.get_device_name() if device == "cuda" else device_name()
     common = dict(device=name, device_type=device, architecture=setting.architecture, dtype=setting.dtype,
                   mode=setting.mode, guidance=setting.guidance, threads=torch.get_num_threads(),
@@ -403,7 +411,7 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         print(f"[{number}/{len(waiting)}] {' '.join(setting.key[:3])} guidance={setting.guidance} …", end="", flush=True)
         began = time.perf_counter()
         try:
-            rows += _profile(setting, device, seed=seed)
+            found = _profile(setting, device, seed=seed, limit_s=None if device == "cuda" else SLOW_CURVE_S)
         except (RuntimeError, NotImplementedError) as error:  # a mode that this machine lacks, for instance no compiler
             print(f" not available here ({str(error).splitlines()[0][:90]})", flush=True)
             continue
@@ -411,6 +419,10 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
             torch.compiler.reset()
             if device == "cuda":
                 torch.cuda.empty_cache()
+        if not found:
+            print(f" {setting.repeats} steps would take more than {SLOW_CURVE_S:.0f} s here: left out", flush=True)
+            continue
+        rows += found
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()

@@ -83,7 +83,7 @@ def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = No
             label="mean, 95 % interval over prompts")
     ax.plot([], [], color="0.7", lw=0.6, label="one prompt")
     num_steps = table["num_steps"].iloc[0]
-    ax.set(xlabel=f"split point n (steps on the device, N = {num_steps})", ylabel=PARTS.get(value, value))
+    ax.set(xlabel=f"split point n (of N = {num_steps} steps)", ylabel=PARTS.get(value, value))
     ax.legend(loc="lower right")
     return ax
 
@@ -94,8 +94,9 @@ def pai_panels(table: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(1, len(values), figsize=(3.3 * len(values), 3.2))
     for ax, value in zip(axes, values):
         pai_curves(table, value, ax)
-        if ax is not axes[0]:
-            ax.get_legend().remove()
+        ax.get_legend().remove()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=len(labels), loc="outside upper center" if figure.get_layout_engine() else None)
     space_panels(figure)
     return figure
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from splitpoint.files import data_path
-from splitpoint.learning import Agent, Scenario, TrainingSettings, evaluate_agent, load_agent, train_agent
+from splitpoint.learning import (Agent, Scenario, TrainingSettings, evaluate_agent, load_agent, stack_windows,
+                                 train_agent)
 from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.training import PrioritizedDQN, make_learner, network_weights
 from splitpoint.offloading import check_plan, evaluate, sample_instance, solve, solvers
@@ -121,6 +122,19 @@ def test_more_users_than_admitted_are_refused():
         agent.solve(sample_instance(7, 8, np.random.default_rng(0)))
     wider = train_agent(TINY, decisions=64, max_users=40, progress=False)
     check_plan(instance := sample_instance(40, 8, np.random.default_rng(0)), wider.solve(instance))
+
+
+@pytest.mark.parametrize("features", ["gains", "released"])
+def test_decisions_do_not_depend_on_the_padding(features):
+    agent = train_agent(TINY, decisions=64, features=features, progress=False)
+    drawn = [sample_instance(users, 8, np.random.default_rng(users)) for users in (1, 3, 4)]
+    alone = [agent.solve(instance).granted.tolist() for instance in drawn]
+    for width in (4, 6, 9):
+        windows = stack_windows(drawn, width)
+        granted = agent.decide(windows)
+        assert granted.shape == (3, width) and not granted[~windows.present].any()
+        assert [row[:users].tolist() for row, users in zip(granted, (1, 3, 4))] == alone
+        assert np.isfinite(evaluate_agent(agent, windows)["utility_s"]).all()
 
 
 def test_damaged_and_foreign_checkpoints_are_refused(tmp_path):

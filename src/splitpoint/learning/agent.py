@@ -220,8 +220,9 @@ class Agent:
         if windows.num_users.max() > settings.users_admitted:
             raise ValueError(f"num_users={windows.num_users.max()} is outside [1, {settings.users_admitted}], what "
                              "this agent admits (max_users in its settings)")
-        width = settings.users_admitted if settings.features == "released" else windows.alpha.shape[1]
-        if windows.alpha.shape[1] != width:
+        asked = windows.alpha.shape[1]
+        width = settings.users_admitted if settings.features == "released" else asked
+        if asked != width:
             windows = stack_windows([windows.instance(row) for row in range(len(windows))], width)
         process = Decisions(len(windows), width, windows.parameters, settings.features, "share", settings.order)
         process.load(process.rows, windows)
@@ -231,7 +232,7 @@ class Agent:
             process.step(preferences[:, 1] > preferences[:, 0])
             granted = np.where(done[:, None], granted, process.granted)
             done = done | process.done
-        return granted
+        return np.pad(granted, ((0, 0), (0, max(asked - width, 0))))[:, :asked]
 
     def solve(self, instance: Instance) -> Plan:
         """Decide one window, user by user; the split points are optimal for the batch that results."""

@@ -28,11 +28,14 @@ def test_unknown_kind_is_refused(tmp_path):
         write_meta(tmp_path / "x", kind="guessed", command="")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "table.csv"
     write_atomically(path, b"old")
     with pytest.raises(TypeError):
         write_atomically(path, "not bytes")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 

@@ -52,6 +52,22 @@ def test_the_concepts_of_the_miniature_were_drawn_by_every_vendor():
     assert len({row["group"] for row in emoji_table() if row["name"] in concepts}) >= 6
 
 
+def test_known_concepts_were_drawn_by_every_one_of_the_styles():
+    both = known_concepts(["noto", "blob"])
+    assert both == tuple(row["name"] for row in emoji_table() if None not in (row["noto"], row["blob"]))
+    assert 0 < len(known_concepts()) < len(both) < len(known_concepts("noto"))
+
+
+def test_a_mosaic_gives_its_tiles_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    tiles = list(np.random.default_rng(0).integers(0, 256, (35, 64, 64, 3), dtype=np.uint8))
+    emoji._write_mosaic(tmp_path / "data" / "emoji" / "noto.webp", tiles, SOURCES["noto"])
+    emoji._tiles.cache_clear()
+    back = emoji._tiles("noto")
+    emoji._tiles.cache_clear()
+    assert np.array_equal(back[:35], tiles) and len(back) == 64 and (back[35:] == 255).all()
+
+
 def test_a_style_that_never_drew_a_concept_is_skipped():
     lonely = next(row["name"] for row in emoji_table() if row["blob"] is None and row["noto"] is not None)
     assert [load_emoji(concepts=[lonely]).styles[i] for i in load_emoji(["noto", "blob"], [lonely]).style] == ["noto"]

@@ -1,5 +1,6 @@
 import json
 import struct
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -22,6 +23,7 @@ from splitpoint.diffusion.hybrid import (
     hybrid_generate,
     load_users,
     model_fingerprint,
+    to_images,
 )
 from splitpoint.diffusion.packet import Packet, _checksum
 
@@ -67,6 +69,9 @@ def test_same_model_on_both_sides_is_the_unsplit_run_bit_for_bit(models, schedul
                     height=16, width=16, generator=torch.Generator().manual_seed(5)).images
     for split in (0, 1, 2, 4, STEPS - 1, STEPS):
         assert torch.equal(run.generate("cat", "me", split, seed=5).latents, unsplit), split
+    pictures = plain("cat", num_inference_steps=STEPS, guidance_scale=guidance, output_type="pt", height=16, width=16,
+                     generator=torch.Generator().manual_seed(5)).images
+    torch.testing.assert_close(decode(edge, unsplit), pictures)
 
 
 OTHER_SPACINGS = [("ddim", {"timestep_spacing": "trailing"}), ("euler", {"use_karras_sigmas": True}),
@@ -148,6 +153,8 @@ def test_shared_runs_compute_one_row_and_give_every_split(models):
     for packet in shared:
         alone = run.edge_phase("cat", packet.split_point, 3)[0]
         assert packet.to_bytes() == alone.to_bytes()
+    mixed = run.edge_phase(["cat", "cat", "dog"], 2, [3, 4, 3], share_runs=True)
+    assert len({packet.latent.sum().item() for packet in mixed}) == 3, "one prompt and one seed, or a row of one's own"
 
 
 def test_noise_depends_on_the_seed_and_not_on_the_place_in_the_batch(models):
@@ -187,7 +194,9 @@ def test_loading_and_using_adapters_leaves_the_edge_model_untouched(models):
     with users["ann"].model() as pipeline, torch.no_grad():
         context = torch.zeros(1, 16, 32)
         own = pipeline.unet(torch.ones(1, 4, 8, 8), 500, context).sample
-    assert not torch.allclose(own, fresh.unet(torch.ones(1, 4, 8, 8), 500, context).sample, atol=1e-3)
+    with torch.no_grad():
+        shared, after = (unet(torch.ones(1, 4, 8, 8), 500, context).sample for unet in (fresh.unet, pipeline.unet))
+    assert not torch.allclose(own, shared, atol=1e-3) and torch.equal(after, shared)
 
 
 def test_guidance_off_runs_each_request_once_per_step(models):
@@ -275,9 +284,23 @@ def test_a_packet_of_another_model_is_refused(models):
             hybrid(models).device_phase(packet, User("eve", other))
 
 
-def test_the_fingerprint_survives_half_precision():
-    pipeline = make_pipeline()
+def test_a_packet_whose_numbers_do_not_fit_is_refused(models):
+    run = hybrid(models)
+    packet = run.edge_phase("cat", 2)[0]
+    with pytest.raises(ValueError, match="another shape"):
+        run.device_latents([replace(packet, latent=packet.latent[:, :4])], "ann")
+    with pytest.raises(ValueError, match="must agree on num_steps, guidance_scale and scheduler"):
+        run.device_latents([packet, hybrid(models, guidance_scale=2.0).edge_phase("cat", 2)[0]], "ann")
+    packet.latent[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        Packet.from_bytes(packet.to_bytes())
+
+
+def test_the_fingerprint_survives_half_precision_and_tells_predictions_apart():
+    pipeline, other = make_pipeline(), make_pipeline()
     assert model_fingerprint(pipeline) == model_fingerprint(make_pipeline().to(torch.float16))
+    other.scheduler.register_to_config(prediction_type="v_prediction")
+    assert model_fingerprint(pipeline) != model_fingerprint(other)
 
 
 def test_cancelling_stops_between_two_steps(models):
@@ -392,6 +415,7 @@ def test_bad_settings_are_refused(models, settings, message):
 def test_a_full_edge_refuses_more(models):
     with pytest.raises(ValueError, match="max_batch=2"):
         hybrid(models, max_batch=2).edge_phase("cat", 1, [1, 2, 3])
+    assert len(hybrid(models, max_batch=2).edge_phase("cat", 1, [1, 2])) == 2
 
 
 def test_the_miniature_and_its_users_are_the_default():
@@ -406,6 +430,8 @@ def test_the_miniature_and_its_users_are_the_default():
 def test_pictures_lie_between_zero_and_one(models):
     pictures = decode(models[0], torch.randn(2, 4, 8, 8) * 9)
     assert pictures.shape == (2, 3, 16, 16) and 0 <= pictures.min() < pictures.max() <= 1
+    levels = torch.tensor([0, 0.3, 0.499, 0.999]).expand(1, 3, 1, 4)
+    assert [to_images(levels)[0].getpixel((x, 0))[0] for x in range(4)] == [0, 76, 127, 255]
 
 
 @pytest.mark.gpu

@@ -50,8 +50,9 @@ def test_it_is_a_stable_diffusion_pipeline_in_half_precision_without_pickles():
 
 def test_a_step_means_the_noise_level_that_it_means_in_stable_diffusion(pipe):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    torch.testing.assert_close(pipe.scheduler.alphas_cumprod, (1 - betas).cumprod(0))
-    assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+    for scheduler in (pipe.scheduler, mini.noise_scheduler()):
+        torch.testing.assert_close(scheduler.alphas_cumprod, (1 - betas).cumprod(0))
+        assert scheduler.config.beta_schedule == "scaled_linear"
 
 
 def test_seed_and_prompt_decide_the_image(pipe):
@@ -59,6 +60,8 @@ def test_seed_and_prompt_decide_the_image(pipe):
     again = draw(pipe, ["birthday cake"], [1], 6)
     assert images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
     assert np.abs(images[0].astype(int) - again[0]).max() <= 2
+    apart = draw(pipe, ["birthday cake", "birthday cake", "rocket"], [1, 2, 1], 6, batch=2)
+    assert np.abs(images.astype(int) - apart).max() <= 2
     assert np.abs(images[0].astype(int) - images[1]).mean() > 2
     assert np.abs(images[0].astype(int) - images[2]).mean() > 2
 
@@ -129,6 +132,48 @@ def test_whitening_moves_the_scale_out_of_the_latents_and_changes_no_image():
         torch.testing.assert_close(std, spread, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(mean.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
     torch.testing.assert_close(mean.std((0, 2, 3)), torch.ones(8), atol=1e-2, rtol=0)
+
+
+def counted_steps(monkeypatch, *numbers):
+    """Budgets of so many steps, one after the other, instead of so many minutes."""
+    budgets = iter(numbers)
+    monkeypatch.setattr(mini, "_time_budget", lambda *_: iter(np.linspace(0, 0.9, next(budgets))))
+
+
+def test_a_resumed_training_draws_what_an_uninterrupted_one_would(tmp_path, monkeypatch):
+    counted_steps(monkeypatch, 2, 4, 2)
+    shown, checkpoint = load_emoji(["noto"], ["rocket", "red apple"]), tmp_path / "checkpoint.safetensors"
+    fit_denoiser(build_mini(SMALLEST), shown, 1.0, batch=4, checkpoint=checkpoint, progress=False)
+    drawn, real = [], torch.randint
+    monkeypatch.setattr(torch, "randint", lambda *a, **k: drawn.append(k["generator"].get_state()) or real(*a, **k))
+    fit_denoiser(build_mini(SMALLEST), shown, 1.0, batch=4, progress=False)
+    fit_denoiser(build_mini(SMALLEST), shown, 1.0, batch=4, checkpoint=checkpoint, resume=True, progress=False)
+    assert len(drawn) == 6 and all(map(torch.equal, drawn[2:4], drawn[4:]))
+
+
+def test_the_running_mean_follows_the_weights(tmp_path, monkeypatch):
+    counted_steps(monkeypatch, 1)
+    pipe, checkpoint = build_mini(SMALLEST), tmp_path / "checkpoint.safetensors"
+    before = {f"unet.{name}": weight.detach().clone() for name, weight in pipe.unet.named_parameters()}
+    fit_denoiser(pipe, load_emoji(["noto"], ["rocket"]), 1.0, batch=4, learning_rate=1.0, checkpoint=checkpoint,
+                 progress=False)
+    state, after = load_file(checkpoint), {f"unet.{name}": weight for name, weight in pipe.unet.named_parameters()}
+    for name, start in before.items():
+        expected = start + (state[f"weight.{name}"] - start) * 9 / 11  # keeps 2/11 after the first step
+        torch.testing.assert_close(state[f"average.{name}"], expected)
+        assert torch.equal(after[name], state[f"average.{name}"])
+    assert not torch.equal(state["weight.unet.conv_in.weight"], before["unet.conv_in.weight"])
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    optimizer = torch.optim.SGD([torch.zeros(1)])
+
+    def rate(part, steps):
+        mini._set_rate(optimizer, 2.0, part, steps)
+        return optimizer.param_groups[0]["lr"]
+
+    assert [rate(0.0, 0), rate(0.0, 49), rate(0.0, 99), rate(0.0, 999)] == pytest.approx([0.02, 1, 2, 2])
+    assert [rate(0.5, 999), rate(1.0, 999)] == pytest.approx([1.02, 0.04])
 
 
 def test_training_goes_on_where_it_was_interrupted(tmp_path):

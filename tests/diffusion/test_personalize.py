@@ -3,14 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from splitpoint.diffusion import personalize as personal
 from splitpoint.diffusion.hybrid import adapter_name, load_users
-from splitpoint.diffusion.mini import build_mini, draw, load_mini
+from splitpoint.diffusion.mini import build_mini, draw, load_mini, token_ids
 from splitpoint.diffusion.personalize import (
     WEIGHTS,
+    _picture,
+    _target,
     attach_user,
     personalize,
     split_concepts,
@@ -55,6 +59,49 @@ def test_a_user_pulls_the_images_towards_its_own_style(pipe):
     before = style_accuracy(pipe, "openmoji", prompts, num_steps=10)
     attach_user(pipe, "openmoji")
     assert style_accuracy(pipe, "openmoji", prompts, num_steps=10) >= max(0.5, before)
+
+
+@pytest.fixture
+def counted_steps(monkeypatch):
+    """Budgets of so many steps instead of so many minutes."""
+    return lambda number: monkeypatch.setattr(personal, "_time_budget", lambda *_: iter(np.linspace(0, 0.9, number)))
+
+
+def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe, counted_steps):
+    counted_steps(6)
+    shared = draw(pipe, "rocket", [3], 3).astype(int)
+    personalize([np.zeros((64, 64, 3), np.uint8)], ["rocket"], pipe, tmp_path / "dark", rank=2, learning_rate=0.2,
+                batch=4, progress=False)
+    mine, other = draw(pipe, "rocket", [3], 3), load_mini()
+    attach_user(other, tmp_path / "dark")
+    again = draw(other, "rocket", [3], 3)
+    assert 20 * np.abs(again - mine.astype(int)).mean() < np.abs(mine - shared).mean()
+
+
+def test_a_tenth_of_the_prompts_is_left_out_in_training(pipe, counted_steps):
+    counted_steps(1)
+    seen = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2].detach()))
+    personalize([np.zeros((64, 64, 3), np.uint8)], ["rocket"], pipe, rank=1, batch=128, progress=False)
+    hook.remove()
+    with torch.no_grad():
+        empty = pipe.text_encoder(token_ids(pipe.tokenizer, [""])).last_hidden_state
+    assert 0.03 < (torch.cat(seen) == empty).all((1, 2)).float().mean() < 0.2
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_target_is_what_the_schedule_has_the_model_predict(prediction):
+    schedule = DDIMScheduler(prediction_type=prediction)
+    latents, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
+    alpha = schedule.alphas_cumprod[t].reshape(3, 1, 1, 1)
+    expected = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
+    torch.testing.assert_close(_target(schedule, latents, noise, t), expected)
+
+
+def test_pictures_are_padded_to_a_square_on_white_not_cut():
+    page = _picture(Image.new("RGBA", (90, 30), (255, 0, 0, 255)))
+    assert page.shape == (64, 64, 3)
+    assert (page[[0, 10, 53, 63]] == 255).all() and (page[32] == [255, 0, 0]).all()
 
 
 def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):

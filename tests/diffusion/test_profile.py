@@ -60,6 +60,14 @@ def test_out_of_memory_ends_the_curve_and_is_reported(error):
     assert [r["batch_size"] for r in rows if r["status"] == "out_of_memory"] == [4]
 
 
+def test_times_are_seconds_and_rates_operations_a_second(monkeypatch):
+    clock = iter([5.0, 5.25])
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: next(clock))
+    assert profile.time_once(lambda: None, torch.device("cpu")) == 0.25
+    monkeypatch.setattr(profile, "measure", lambda *_, **__: [{"step_s": s} for s in (0.5, 0.25, 9.0)])
+    assert profile.measure_matrix_rate("fp32", "cpu", size=4) == 2 * 4**3 / 0.5
+
+
 def test_other_failures_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="broken"):
         profile.measure(CountedStep(full_at=4, error=RuntimeError("broken")), [1, 2, 4], repeats=2)

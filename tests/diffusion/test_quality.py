@@ -93,6 +93,7 @@ def test_samples_are_the_pictures_that_hybrid_inference_draws(measure, hybrid, j
     output = hybrid.generate("dog", "bob", 2, noise_seed("dog", 1))
     score = text_scores(decode(hybrid.pipeline, output.latents), ["dog"], judges.clip)[0]
     assert row["text_score"] == pytest.approx(score, abs=1e-4) and row["noise_seed"] == noise_seed("dog", 1)
+    assert len({noise_seed(prompt, seed) for prompt in ("cat", "dog") for seed in (0, 1)}) == 4
 
 
 def test_an_interrupted_measurement_goes_on_to_the_same_table(measure, tmp_path, monkeypatch):
@@ -123,12 +124,21 @@ def test_another_measurement_under_the_same_name_is_refused(measure, tmp_path):
         measure(prompts="cat", seeds=0, splits=[0, 4], path=tmp_path / "pai.csv")
     with pytest.raises(ValueError, match="calibration"):
         measure(prompts="cat", seeds=0, calibration=Calibration(0.4, 0.02), path=tmp_path / "pai.csv")
+    maker = make_pipeline()
+    users = [save_adapter(maker, tmp_path / name, 9 + i) for i, name in enumerate(USERS)]
+    other = HybridPipeline(*load_users(make_pipeline(), users), num_steps=4, guidance_scale=2.0)
+    with pytest.raises(ValueError, match=r"\(other weights\)"):
+        measure(prompts="cat", seeds=0, hybrid=other, path=tmp_path / "pai.csv")
 
 
 def test_pictures_may_be_scored_against_another_text(measure):
     plain, described = measure(seeds=0), measure(seeds=0, describe=lambda prompt, user: f"a {prompt} of {user}")
     assert (plain["distance"] == described["distance"]).all()
     assert (plain["text_score"] != described["text_score"]).mean() > 0.9
+    same = measure(seeds=0, describe=lambda prompt, user: {"ann": prompt}.get(user, "cow"))
+    own = plain["user"] == "ann"
+    assert (same["text_score"] == plain["text_score"])[own].all()
+    assert (same["text_score"] != plain["text_score"])[~own].mean() > 0.9
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -200,6 +210,8 @@ def test_deep_feature_distance_is_symmetric_zero_on_equals_and_blind_to_scale():
     torch.testing.assert_close(distance(one, other), distance(other, one))
     plain = deep_feature_distance(lambda pictures: [pictures])
     torch.testing.assert_close(plain(one, other), plain(one * 2, other), rtol=1e-4, atol=1e-6)
+    cosines = torch.cosine_similarity(one, other, dim=1)  # of the channels at each place
+    torch.testing.assert_close(plain(one, other), (2 - 2 * cosines).mean((1, 2)))
 
 
 def test_summary_resamples_whole_prompts():
@@ -212,6 +224,14 @@ def test_summary_resamples_whole_prompts():
     assert summary["samples"].tolist() == [6, 6] and summary["prompts"].tolist() == [2, 2]
     with pytest.raises(ValueError, match="value='style_ok' is not a column"):
         summarize_pai(pd.DataFrame(rows), "style_ok")
+
+
+def test_the_interval_of_a_summary_is_the_one_that_holds_95_of_100_means():
+    levels = np.random.default_rng(0).normal(0, 1, 400)
+    table = pd.DataFrame({"prompt": np.arange(400), "split_point": 0, "pai": levels})
+    summary = summarize_pai(table).iloc[0]
+    half = 1.96 * levels.std() / 20
+    assert (summary["low"], summary["high"]) == pytest.approx((levels.mean() - half, levels.mean() + half), abs=0.008)
 
 
 def test_the_stable_diffusion_judges_load_and_resize(clip_folder, monkeypatch):

@@ -68,14 +68,18 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train_agent(TINY, seed=5, checkpoint=tmp_path / "state", progress=False)
 
 
-def test_numpy_and_torch_decide_alike():
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
+def test_numpy_and_torch_decide_alike(activation):
     for learner in ("dqn", "ppo"):
-        settings = replace(TINY, learner=learner)
+        settings = replace(TINY, learner=learner, activation=activation)
         env = OffloadingVecEnv(settings.scenario, 64)
         model = make_learner(settings, env)
         agent, observations = Agent(settings, network_weights(model)), env.reset()
-        actions = np.argmax(agent.preferences(observations), axis=1)
-        assert np.array_equal(actions, model.predict(observations, deterministic=True)[0])
+        preferences = agent.preferences(observations)
+        assert np.array_equal(np.argmax(preferences, axis=1), model.predict(observations, deterministic=True)[0])
+        if learner == "dqn":
+            values = model.q_net(torch.from_numpy(observations)).detach().numpy()
+            np.testing.assert_allclose(preferences, values, rtol=1e-4, atol=1e-6)
 
 
 def test_importance_weights_reach_the_gradient():
@@ -91,6 +95,49 @@ def test_importance_weights_reach_the_gradient():
         return network_weights(model)["layer0.weight"]
 
     assert not np.allclose(weights_after(None), weights_after((1.0, 1.0)))
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_errors_rates_and_exponents_of_an_update_are_by_the_book(double, monkeypatch):
+    settings = replace(TINY, double=double, max_grad_norm=1e-3)
+    model = make_learner(settings, OffloadingVecEnv(settings.scenario, settings.num_envs))
+    model.learn(256)
+    for weight in model.q_net_target.parameters():
+        weight.data += 0.3 * torch.randn(weight.shape)  # or the two networks would agree
+    replay, sample, betas, expected, found = model.replay_buffer, model.replay_buffer.sample, [], [], []
+
+    def watched(batch_size, beta):
+        data, rows = sample(batch_size, beta=beta), np.arange(batch_size)
+        online, target, now = (net(x).detach().numpy() for net, x in (
+            (model.q_net, data.next_observations), (model.q_net_target, data.next_observations),
+            (model.q_net, data.observations)))
+        value = target[rows, (online if double else target).argmax(axis=1)]
+        rewards, ended, actions = (x.numpy().ravel() for x in (data.rewards, data.dones, data.actions))
+        assert 0 < ended.mean() < 1
+        expected.append(rewards + np.where(ended == 1, 0, value) - now[rows, actions.astype(int)])
+        betas.append(beta)
+        return data
+
+    monkeypatch.setattr(replay, "sample", watched)
+    monkeypatch.setattr(replay, "update_priorities", lambda index, errors: found.append(errors))
+    for remaining in (1.0, 0.25):
+        model._current_progress_remaining = remaining
+        model.train(1, 128)
+        assert torch.cat([w.grad.ravel() for w in model.q_net.parameters()]).norm() <= 1e-3 * 1.001
+        rate = model.policy.optimizer.param_groups[0]["lr"]
+        assert rate == pytest.approx(settings.learning_rate * (0.01 + 0.99 * remaining))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert betas == pytest.approx([0.3, 0.825])
+
+
+def test_random_decisions_are_as_many_as_epsilon_says():
+    env = OffloadingVecEnv(TINY.scenario, 2000)
+    model, observations = make_learner(TINY, env), env.reset()
+    greedy = model.predict(observations, deterministic=True)[0]
+    for epsilon in (0.0, 0.2, 1.0):
+        model.exploration_rate = epsilon
+        other = np.mean(model.predict(observations)[0] != greedy)
+        assert other == pytest.approx(epsilon / 2, abs=0.04 if epsilon else 0)
 
 
 def test_learning_helps():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from splitpoint.learning import OffloadingEnv, OffloadingVecEnv, Scenario, stack_windows
 from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, feature_names, num_features
-from splitpoint.offloading import SystemParameters, evaluate, sample_instance
+from splitpoint.offloading import SystemParameters, evaluate, grant_gains, sample_instance
 from splitpoint.offloading.solvers import plan_for
 from tests.offloading.strategies import instances
 
@@ -42,7 +44,7 @@ def test_rewards_sum_to_the_plan_evaluated_directly(instance, options, seed):
     env = OffloadingEnv(features=features, reward=reward, order=order, max_users=20)
     seen, rewards, actions, plan = play(env, instance, np.random.default_rng(seed))
     assert plan.granted.sum() == sum(actions)
-    assert all(np.isfinite(observation).all() for observation in seen)
+    assert all(np.abs(observation).max() <= 10 for observation in seen) and not seen[-1].any()
     outcome = evaluate(instance, plan)
     if reward == "share":
         gain = outcome.utility - evaluate(instance, plan_for(instance, np.zeros_like(plan.granted))).utility
@@ -121,6 +123,65 @@ def test_released_features_put_the_user_being_decided_first():
     assert shared[:4] == pytest.approx([1.7, 0.3, 0.1, 0.0])
 
 
+def loaded(instance, features="gains", order="given"):
+    process = Decisions(1, 20, instance.parameters, features, "share", order)
+    process.load(np.array([0]), stack_windows([instance], 20))
+    return process
+
+
+@pytest.mark.parametrize("bits, gainers", [(4.4e6, 8), (2e8, 3), (3e8, 0)])  # most lose by a long hand-over
+def test_the_scale_of_a_window_is_what_its_users_gain_alone(bits, gainers):
+    instance = sample_instance(8, 4, np.random.default_rng(0), SystemParameters(intermediate_bits=bits))
+    alone = grant_gains(instance, [1])[0][0]
+    assert (alone > 0).sum() == gainers
+    expected = max(np.maximum(alone, 0).sum(), 0.05 * np.abs(alone).sum())
+    assert loaded(instance).scale[0] == pytest.approx(expected)
+
+
+def test_order_by_gain_begins_with_who_gains_most_in_half_a_batch():
+    instance = sample_instance(9, 8, np.random.default_rng(1))
+    gains = grant_gains(instance, [5])[0][0]
+    assert loaded(instance, order="gain").sequence[0, :9].tolist() == np.argsort(-gains).tolist()
+
+
+def test_places_left_above_ones_own_rank():
+    instance = sample_instance(6, 8, np.random.default_rng(2))
+    gains = grant_gains(instance, [1])[0][0]
+    name = feature_names("gains").index("places left above own rank / 5 @0%")
+    assert loaded(instance).observe()[0, name] == pytest.approx((1 - (gains > gains[0]).sum() - 0.5) / 5)
+
+
+def test_the_gain_at_the_cut_is_that_of_joining_those_who_gain_more():
+    fitted = set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        instance = sample_instance(4, 8, rng, SystemParameters(max_batch=2))
+        order = rng.permutation(4)  # drawn users are sorted by speed, and the first is rarely among the best
+        instance = replace(instance, device_step_s=instance.device_step_s[order], alpha=instance.alpha[order])
+        process = loaded(instance, "cut")
+        gains = grant_gains(instance, [1])[0][0]
+        better = gains > gains[0]
+        marginal, batch = process.observe()[0, 10:12]
+        fitted.add(fits := bool(better.sum() < 2))
+        if fits:
+            with_user = better | (np.arange(4) == 0)
+            joined, without = (evaluate(instance, plan_for(instance, g)).utility for g in (with_user, better))
+            expected = (joined - without) / process.scale[0] * 4
+        assert marginal == pytest.approx(np.clip(expected, -10, 10) if fits else -1, rel=1e-5)
+        assert batch == pytest.approx(min(better.sum() + 1, 2) / 20)
+    assert fitted == {True, False}
+
+
+def test_the_released_reward_pays_accuracy_at_once():
+    instance = sample_instance(5, 8, np.random.default_rng(4))
+    env = OffloadingEnv(reward="released")
+    env.reset(options={"instance": instance})
+    split = plan_for(instance, np.arange(5) == 0).split_points[0]
+    pai = instance.parameters.accuracy.pai([split, instance.parameters.num_steps])
+    assert env.step(1)[1] == pytest.approx(0.1 * instance.alpha[0] * pai[0] / 5)
+    assert env.step(0)[1] == pytest.approx(0.1 * instance.alpha[1] * pai[1] / 5)
+
+
 def test_features_of_fixed_size_do_not_grow_with_the_users():
     assert {num_features("gains", users) for users in (1, 20, 40)} == {46}
     assert num_features("released", 40) > num_features("released", 20)
@@ -166,8 +227,8 @@ def test_a_restored_batch_goes_on_as_if_never_stopped():
         env.step(rng.integers(0, 2, 16))
     arrays, rest = env.state()
     other = OffloadingVecEnv(Scenario(), 16, seed=99)
+    actions = rng.integers(0, 2, (200, 16))
+    ours = [env.step(row)[:3] for row in actions]  # the state taken before must not go on with it
     other.restore(arrays, rest)
-    for _ in range(200):
-        actions = rng.integers(0, 2, 16)
-        ours, theirs = env.step(actions), other.step(actions)
-        assert all(np.array_equal(a, b) for a, b in zip(ours[:3], theirs[:3]))
+    for step, row in zip(ours, actions):
+        assert all(np.array_equal(a, b) for a, b in zip(step, other.step(row)[:3]))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -85,12 +85,24 @@ def test_two_buffers_give_an_eighth_of_ends():
         replay.update_priorities(batch.index, np.ones(64))
 
 
+def test_weights_of_two_buffers_are_those_of_the_buffer_drawn_from():
+    replay = filled(two_buffers=True, alpha=0.6)
+    errors = np.random.default_rng(1).exponential(size=200)
+    replay.update_priorities(np.arange(200), errors)
+    ended, priority = replay.dones.reshape(-1) > 0, (errors + 1e-4) ** 0.6
+    own = np.where(ended, ended.sum() / priority[ended].sum(), (~ended).sum() / priority[~ended].sum())
+    index, weights = replay.draw(64, 0.4)
+    expected = (own * priority)[index] ** -0.4
+    assert weights == pytest.approx(expected / expected.max())
+
+
 def test_without_ends_the_whole_batch_comes_from_the_others():
     replay = filled(two_buffers=True, ends=lambda step, row: False)
     assert replay.sample(64).dones.sum() == 0 and len(replay.sample(64).index) == 64
 
 
 @given(st.integers(1, 5), st.integers(0, 49), st.integers(0, 3))
+@example(5, 48, 2)  # the newest transitions are followed by the oldest, not by what came next
 def test_n_step_sums_stop_at_the_end_of_an_episode(n_steps, step, row):
     replay = filled(n_steps=n_steps)
     replay.trees[0].update(np.arange(200), np.zeros(200))
@@ -101,6 +113,15 @@ def test_n_step_sums_stop_at_the_end_of_an_episode(n_steps, step, row):
     assert batch.rewards.item() == length
     assert batch.next_observations.item() == (step + length) * 4 + row
     assert bool(batch.dones.item()) == (length == to_end)
+
+
+def test_new_transitions_have_the_largest_priority_so_far():
+    replay = filled(steps=50, alpha=0.5)
+    replay.update_priorities([7, 8], [50.0, 2.0])
+    more = np.zeros((4, 1), np.float32)
+    replay.add(more, more, more, np.ones(4), np.zeros(4), [{}] * 4)
+    assert replay.trees[0].leaves[:4] == pytest.approx((50 + 1e-4) ** 0.5)
+    assert replay.trees[0].leaves[4:7] == pytest.approx(1)
 
 
 def test_old_transitions_are_overwritten():
@@ -116,9 +137,11 @@ def test_a_restored_buffer_draws_the_same():
     replay = filled(two_buffers=True, seed=1)
     replay.update_priorities(np.arange(200), np.arange(200.0))
     arrays, rest = replay.state()
+    drawn = replay.sample(64, beta=0.5)
+    replay.update_priorities(np.arange(200), np.ones(200))  # the state taken before must not go on with it
     other = PrioritizedReplay(200, *SPACES, n_envs=4, two_buffers=True, seed=77)
     other.restore(arrays, rest)
-    for ours, theirs in zip(replay.sample(64, beta=0.5), other.sample(64, beta=0.5)):
+    for ours, theirs in zip(drawn, other.sample(64, beta=0.5)):
         assert np.array_equal(ours, theirs)
 
 

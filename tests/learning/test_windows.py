@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitpoint.learning import Scenario, Windows, stack_windows
-from splitpoint.offloading import SystemParameters, evaluate, sample_instance, solve
+from splitpoint.offloading import SystemParameters, evaluate, published_profiles, sample_instance, solve
 from splitpoint.offloading.solvers import plan_for
 
 
@@ -16,7 +16,8 @@ def test_many_windows_agree_with_one_at_a_time(seed, transmission, max_batch):
                        ).sample(8, rng)
     granted = windows.present & (rng.random(windows.alpha.shape) < 0.5)
     granted &= np.cumsum(granted, axis=1) <= max_batch
-    outcomes, exact, share = windows.outcomes(granted), windows.exact(), windows.optimality(granted)
+    exact, share = windows.exact(), windows.optimality(granted)
+    outcomes = windows.outcomes(granted | ~windows.present)  # granting the padding is granting nobody
     for row in range(8):
         instance = windows.instance(row)
         users = slice(instance.num_users)
@@ -25,6 +26,8 @@ def test_many_windows_agree_with_one_at_a_time(seed, transmission, max_batch):
         assert outcomes["utility_s"][row] == pytest.approx(outcome.utility, rel=1e-9)
         assert outcomes["accuracy"][row] == pytest.approx(outcome.accuracy.mean(), rel=1e-9)
         assert outcomes["latency_s"][row] == pytest.approx(outcome.latency_s.mean(), rel=1e-9)
+        assert outcomes["reward"][row] == pytest.approx(outcome.reward, rel=1e-9)
+        assert outcomes["share_granted"][row] == pytest.approx(granted[row, users].mean())
         assert evaluate(instance, plan_for(instance, exact[row, users])).utility == pytest.approx(best, rel=1e-12)
         if best - local > 1e-6:
             assert share[row] == pytest.approx((outcome.utility - local) / (best - local), abs=1e-6)
@@ -47,6 +50,15 @@ def test_drawn_windows_follow_the_released_rules():
         error = np.sqrt(ours.var(0) / len(ours) + theirs.var(0) / len(theirs))
         assert np.all(np.abs(ours.mean(0) - theirs.mean(0)) < 5 * error), name
     assert windows.slope_s == pytest.approx(drawn.slope_s[0])
+
+
+def test_users_have_the_devices_and_the_window_that_the_scenario_names():
+    scenario = Scenario((20, 20), (8, 8), devices=(2, 5), parameters=SystemParameters(window_s=3.0))
+    windows, profiles = scenario.sample(200, np.random.default_rng(0)), published_profiles()
+    steps, counts = np.unique(windows.device_step_s, return_counts=True)
+    assert steps == pytest.approx(profiles.device_steps_s[[2, 5]])
+    assert counts / 4000 == pytest.approx(profiles.weights[[2, 5]] / profiles.weights[[2, 5]].sum(), abs=0.03)
+    assert windows.waiting_s.min() < 0.1 and 2.9 < windows.waiting_s.max() <= 3
 
 
 def test_stacked_instances_come_back():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from splitpoint.offloading import (
     AccuracyModel,
@@ -30,6 +31,18 @@ def test_latency_intervals_cover_the_truth_as_often_as_they_say():
     assert 0.91 < np.mean(inside) < 0.985
 
 
+def test_intervals_residuals_and_band_agree_with_scipy():
+    seconds = 0.03 * BATCHES + 0.01 + np.random.default_rng(2).normal(0, 0.002, len(BATCHES))
+    fit, known = fit_latency(BATCHES, seconds), stats.linregress(BATCHES, seconds)
+    half = stats.t.ppf(0.975, len(BATCHES) - 2) * np.array([known.stderr, known.intercept_stderr])
+    assert fit.intervals["slope_s"] == pytest.approx((known.slope - half[0], known.slope + half[0]))
+    assert fit.intervals["intercept_s"] == pytest.approx((known.intercept - half[1], known.intercept + half[1]))
+    np.testing.assert_allclose(fit.residuals, seconds - known.intercept - known.slope * BATCHES, atol=1e-12)
+    assert fit.r_squared == pytest.approx(known.rvalue**2)
+    low, high = confidence_band(fit, [0])  # an empty batch takes the intercept
+    assert (low[0], high[0]) == pytest.approx(fit.intervals["intercept_s"])
+
+
 def test_confidence_band_is_narrowest_at_the_mean_batch():
     rng = np.random.default_rng(1)
     fit = fit_latency(BATCHES, 0.03 * BATCHES + 0.01 + rng.normal(0, 0.002, len(BATCHES)))
@@ -44,7 +57,10 @@ def test_nonnegative_fit_goes_through_the_origin_where_the_plain_one_is_below():
     fit = fit_latency(BATCHES, seconds, nonnegative=True)
     assert fit.model.intercept_s == 0
     assert fit.model.slope_s == pytest.approx(BATCHES @ seconds / (BATCHES @ BATCHES))
-    assert fit.intervals["intercept_s"][0] == 0
+    assert fit.intervals["intercept_s"] == (0, 0)
+    noisy = [0.9, 2.2, 2.7, 4.3]  # intercept -0.15, but perhaps above 0
+    upper = fit_latency([1, 2, 3, 4], noisy).intervals["intercept_s"][1]
+    assert fit_latency([1, 2, 3, 4], noisy, nonnegative=True).intervals["intercept_s"] == (0, upper) > (0, 0)
     positive = 0.05 * BATCHES + 0.02
     assert fit_latency(BATCHES, positive, nonnegative=True).model == fit_latency(BATCHES, positive).model
 
@@ -55,6 +71,15 @@ def test_accuracy_fit_recovers_the_curve(steepness, midpoint):
     truth = AccuracyModel(steepness, midpoint)
     fit = fit_accuracy(split, truth.pai(split))
     np.testing.assert_allclose(fit.model.pai(split), truth.pai(split), atol=1e-3)
+
+
+def test_accuracy_intervals_cover_the_truth_as_often_as_they_say():
+    rng, truth, inside = np.random.default_rng(0), AccuracyModel(0.05, 90), []
+    split = np.linspace(0, 200, 21)
+    for _ in range(200):
+        intervals = fit_accuracy(split, truth.pai(split) + rng.normal(0, 0.02, len(split))).intervals
+        inside.append([low <= getattr(truth, name) <= high for name, (low, high) in intervals.items()])
+    assert np.all(np.abs(np.mean(inside, axis=0) - 0.95) < 0.04)
 
 
 def test_published_lines():

@@ -102,6 +102,11 @@ def test_published_lines_are_checked_against_their_sidecar(tmp_path, monkeypatch
         published_latency.__wrapped__()
 
 
+def test_requests_come_during_the_whole_window():
+    window = sample_instance(200, 8, np.random.default_rng(0), SystemParameters(window_s=3.0))
+    assert window.arrival_s.min() < 0.3 and 2.7 < window.arrival_s.max() <= 3
+
+
 def test_sampling_is_seeded():
     first, again = (sample_instance(5, 4, np.random.default_rng(3)) for _ in range(2))
     np.testing.assert_array_equal(first.alpha, again.alpha)
@@ -138,6 +143,7 @@ def test_batch_limit_is_checked(window):
     (lambda: Instance(LatencyModel(1, 1), [], [], []), "at least one user"),
     (lambda: Instance(LatencyModel(1, 1), [1, 2], [1, 2], [0.5]), "lengths 2, 2 and 1"),
     (lambda: Instance(LatencyModel(1, 1), [np.nan], [1], [0.5]), "device_step_s holds nan"),
+    (lambda: Instance(LatencyModel(1, 1), [0.0], [1], [0.5]), "device_step_s holds 0.0"),
     (lambda: Instance(LatencyModel(1, 1), [1], [1], [1.5]), r"arrival_s holds 1.5; valid is \[0, 1.0\]"),
     (lambda: evaluate(released_instance(2, 4, 0), solve(released_instance(2, 4, 0)), "late"), "static, early_exit"),
 ])

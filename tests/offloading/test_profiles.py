@@ -49,15 +49,24 @@ def test_curves_are_kept_apart_and_end_where_memory_did(tmp_path):
     assert curves[("box", "mini", "fp32", "eager", "True")].medians()[0].tolist() == [1, 2, 4, 8, 16]
 
 
+def test_lines_go_through_medians_up_to_the_limit_included(tmp_path):
+    text = HEADER + "".join(f"box,mini,fp32,eager,True,{b},{r},ok,{s}\n" for b in (1, 2, 4, 8)
+                            for r, s in enumerate((b, b, 50)))  # one repeat in three was disturbed
+    (fit,) = latency_fits(write(tmp_path, text), max_batch=4).values()
+    assert (fit.model.slope_s, fit.model.intercept_s) == pytest.approx((1, 0), abs=1e-9) and len(fit.residuals) == 3
+
+
 @pytest.mark.parametrize("text, message", [
     (HEADER.replace("dtype,", ""), "machine.csv: column 'dtype' is missing"),
     (HEADER.replace("step_s", "step_ms"), "column 'step_ms' has another unit, valid is seconds"),
     (HEADER, "no rows"),
     (HEADER + "box,mini,fp32,eager,True,1,0,ok,-0.1\n", r"line 2: step_s='-0.1' is outside \(0, inf\)"),
+    (HEADER + "box,mini,fp32,eager,True,1,0,ok,0\n", r"line 2: step_s='0' is outside \(0, inf\)"),
     (HEADER + "box,mini,fp32,eager,True,1,0,ok,nan\n", "line 2: step_s='nan' is not a finite number"),
     (HEADER + "box,mini,fp32,eager,True,1,0,ok,fast\n", "step_s='fast'"),
     (HEADER + "box,mini,fp32,eager,True,1,0,ok\n", "line 2: step_s=None is not a finite number"),
     (HEADER + "box,mini,fp32,eager,True,1.5,0,ok,1\n", "batch_size='1.5'"),
+    (HEADER + "box,mini,fp32,eager,True,0,0,ok,1\n", "batch_size='0'"),
     (HEADER + "box,mini,fp32,eager,True,1,0,late,1\n", "status='late' is not one of ok, out_of_memory"),
 ])
 def test_bad_files_are_refused(tmp_path, text, message):

@@ -7,7 +7,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from splitpoint.offloading import (
+    AccuracyModel,
     Instance,
+    LatencyModel,
     Plan,
     SystemParameters,
     check_plan,
@@ -71,20 +73,36 @@ def test_early_exit_is_at_least_as_good_as_exact_under_early_exit(instance):
     assert ours >= static - 1e-9 * (1 + abs(static))
 
 
-@pytest.mark.parametrize("users, seed", [(2, 0), (3, 1), (3, 2)])
-def test_early_exit_equals_a_search_over_subsets_and_whole_steps(users, seed):
+SHORT = SystemParameters(num_steps=24, min_split=10, max_batch=3, accuracy=AccuracyModel(0.35, 8.6))
+TOGETHER = Instance(LatencyModel(0.05, 0.02), np.array([0.3, 0.4, 0.6]), np.array([6.0, 8, 10]),
+                    np.array([0.1, 0.5, 0.9]), replace(SHORT, transmission="corrected"))
+
+
+@pytest.mark.parametrize("instance", [*(sample_instance(users, 4, np.random.default_rng(seed), SHORT)
+                                        for users, seed in ((2, 0), (3, 1), (3, 2))), TOGETHER])
+def test_early_exit_equals_a_search_over_subsets_and_whole_steps(instance):
     """Every subset and every pair or triple of whole steps, evaluated one by one."""
-    parameters = SystemParameters(num_steps=24, min_split=10, max_batch=3)
-    parameters = replace(parameters, accuracy=replace(parameters.accuracy, steepness=0.35, midpoint=8.6))
-    instance = sample_instance(users, 4, np.random.default_rng(seed), parameters)
     best = utility(instance, solve(instance, "all_local"))
-    for splits in itertools.product([*range(10, 25), None], repeat=users):
+    for splits in itertools.product([*range(10, 25), None], repeat=instance.num_users):
         granted = np.array([n is not None for n in splits])
         plan = Plan(granted, np.array([24.0 if n is None else n for n in splits]))
         best = max(best, utility(instance, plan, "early_exit"))
     found = solve(instance, "early_exit", whole_steps=True)
     assert utility(instance, found, "early_exit") == pytest.approx(best, abs=1e-9)
     assert utility(instance, solve(instance, "early_exit"), "early_exit") >= best - 1e-9
+    if instance is TOGETHER:  # a batch of which one leaves after the other; the drawn windows grant a single user
+        assert found.granted.all() and len(set(found.split_points)) == 3
+
+
+@settings(max_examples=40)
+@given(instances(max_users=8), st.integers(0, 2**32 - 1))
+def test_gains_are_differences_of_utilities(instance, seed):
+    batch = 1 + seed % instance.largest_batch
+    granted = np.random.default_rng(seed).permutation(instance.num_users) < batch
+    gains, splits = grant_gains(instance, [batch])
+    plan = Plan(granted, np.where(granted, splits[0], instance.parameters.num_steps))
+    local = utility(instance, solve(instance, "all_local"))
+    assert abs(utility(instance, plan) - local - gains[0, granted].sum()) <= 1e-9 * (1 + abs(local))
 
 
 @settings(max_examples=60)
@@ -128,6 +146,15 @@ def test_mixed_integer_programs_find_the_optimum(users, formulation, transmissio
     assert utility(instance, plan) == pytest.approx(utility(instance, solve(instance)), rel=1e-7)
 
 
+@pytest.mark.parametrize("formulation", ["tight", "gqap"])
+def test_mixed_integer_programs_keep_the_batch_limit(formulation):
+    parameters = SystemParameters(max_batch=2, transmission="corrected")  # several split points for one user
+    instance = sample_instance(3, 4, np.random.default_rng(2), parameters)
+    plan = solve(instance, "milp", formulation=formulation)
+    assert plan.granted.sum() == 2
+    assert utility(instance, plan) == pytest.approx(utility(instance, solve(instance)), rel=1e-7)
+
+
 def test_a_stopped_mixed_integer_program_is_not_called_optimal():
     instance = sample_instance(16, 6, np.random.default_rng(0))
     plan = solve(instance, "milp", formulation="gqap", time_limit_s=0.3)
@@ -143,6 +170,16 @@ def test_genetic_finds_small_optima_is_seeded_and_keeps_the_batch_limit():
     assert utility(instance, plan) == pytest.approx(best)
     again = solve(instance, "genetic", seed=1, generations=3)
     np.testing.assert_array_equal(again.granted, solve(instance, "genetic", seed=1, generations=3).granted)
+
+
+def test_genetic_never_forgets_its_best_and_prefers_the_better_parents():
+    instance = sample_instance(16, 4, np.random.default_rng(5))
+    found = [utility(instance, solve(instance, "genetic", population=6, generations=g)) for g in range(1, 40)]
+    assert np.all(np.diff(found) >= -1e-9) and found[-1] > found[0]
+    best, local = (utility(instance, solve(instance, method)) for method in ("exact", "all_local"))
+    shares = [(utility(instance, solve(instance, "genetic", seed=s, population=30, generations=30)) - local)
+              / (best - local) for s in range(10)]
+    assert np.mean(shares) > 0.99
 
 
 def test_greedy_stops_where_no_single_user_helps():
@@ -173,6 +210,9 @@ def test_policies_are_what_they_say():
     assert instance.arrival_s[edge.granted].max() < instance.arrival_s[~edge.granted].min()
     counts = [solve(instance, "random", seed=s).granted.sum() for s in range(200)]
     assert 9 < np.mean(counts) < 11
+    small = replace(instance, arrival_s=instance.arrival_s[::-1], parameters=SystemParameters(max_batch=3))
+    assert np.flatnonzero(solve(small, "all_edge").granted).tolist() == [17, 18, 19], "not the first listed"
+    assert {solve(small, "random", seed=s).granted.sum() for s in range(50)} == {3}, "no place is left empty"
 
 
 def test_an_edge_that_admits_nobody():

@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from splitpoint.diffusion.quality import Calibration, load_calibration
 from splitpoint.files import data_path
-from splitpoint.offloading import AccuracyModel
+from splitpoint.offloading import AccuracyModel, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.study.accuracy_study import (
     accuracy_fit,
     loss_of_the_wrong_curve,
@@ -28,11 +30,13 @@ def test_scale():
 
 def test_fit_and_its_interval_follow_the_prompts():
     rng = np.random.default_rng(1)
-    samples = on_released_scale(made_up_samples(rng.normal(100, 12, 25)))
-    fit, table = accuracy_fit(samples, resamples=100)
+    midpoints = rng.normal(100, 12, 25)
+    samples = on_released_scale(made_up_samples(midpoints))
+    fit, table = accuracy_fit(samples, resamples=400)
     assert table.loc["midpoint", "low"] < fit.model.midpoint < table.loc["midpoint", "high"]
     width = table.loc["midpoint", "high"] - table.loc["midpoint", "low"]
-    assert width == pytest.approx(2 * 1.96 * 12 / 5, rel=0.4), "the spread of 25 prompts, not of 825 samples"
+    expected = 2 * 1.96 * midpoints.std() / 5
+    assert width == pytest.approx(expected, rel=0.1), "the spread of 25 prompts, not of 825 samples"
 
 
 def test_an_interval_needs_resamples():
@@ -45,6 +49,11 @@ def test_no_loss_with_the_right_curve_and_none_negative():
     assert loss_of_the_wrong_curve(curve, curve, num_seeds=10).lost_s.abs().max() < 1e-9
     lost = loss_of_the_wrong_curve(curve, AccuracyModel(0.03, 130), num_seeds=10).lost_s
     assert (lost >= -1e-9).all() and lost.mean() > 0.1
+    truth = SystemParameters(accuracy=AccuracyModel(0.03, 130))
+    instance = sample_instance(12, 8, np.random.default_rng([3, 12]), truth)
+    plan = solve(replace(instance, parameters=SystemParameters(accuracy=curve)))
+    best, reached = (evaluate(instance, p).utility for p in (solve(instance), plan))
+    assert lost[3] == pytest.approx((best - reached) / 12)
 
 
 def test_the_committed_calibration_gives_the_committed_index_again():

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from splitpoint.offloading import SystemParameters, evaluate, grant_gains, solve
+from splitpoint.offloading.solvers import plan_for
 from splitpoint.study.online import (
+    _value,
     compare_online,
     draw_windows,
     first_come,
@@ -52,17 +54,49 @@ def test_the_last_of_a_known_number_is_decided_by_its_marginal_gain():
         np.testing.assert_array_equal(plan.granted, solve(window).granted)
 
 
-def test_tuned_threshold_is_the_best_pair_that_playing_finds():
-    past = draw_windows(12, seed=4)
+def test_the_value_of_going_on_is_the_best_that_each_future_allows():
+    """Two futures of two requests, every subset of which is tried; in batches of 1, 2 and 3."""
+    rng = np.random.default_rng(0)
+    granted, futures = rng.normal(size=(3, 1)), rng.normal(size=(2, 3, 2))
+    sums = np.concatenate([np.zeros((2, 3, 1)), np.cumsum(-np.sort(-futures, axis=2), axis=2)], axis=2)
+    for kept in (granted, granted[:, :0]):
+        best = []
+        for future in futures:
+            sets = [np.hstack([kept, future[:, list(s)]]) for s in ([], [0], [1], [0, 1])]
+            best.append(max(s[s.shape[1] - 1].sum() if s.shape[1] else 0.0 for s in sets))
+        assert _value(kept, sums) == pytest.approx(np.mean(best))
+
+
+def test_myopic_grants_whoever_raises_the_utility_so_far():
+    for window in draw_windows(20, num_edge_gpus=4, seed=8):
+        granted = np.zeros(window.num_users, bool)
+        for user in np.argsort(window.arrival_s):
+            if granted.sum() < 18:
+                more = granted | (np.arange(window.num_users) == user)
+                granted = max(granted, more, key=lambda g: evaluate(window, plan_for(window, g)).utility)
+        np.testing.assert_array_equal(run_online(window, myopic).granted, granted)
+
+
+def test_windows_are_in_random_order_and_may_be_longer():
+    windows = draw_windows(40, num_users=(12, 12), seed=3, parameters=SystemParameters(window_s=2.5))
+    first = [window.device_step_s[np.argmin(window.arrival_s)] for window in windows]
+    assert np.mean(first) > np.mean([window.device_step_s.mean() for window in windows]) * 0.9
+    table = compare_online(windows[:3], policies(windows[3:]))
+    assert (table["regret_s"] > -1e-9).all()
+
+
+@pytest.mark.parametrize("max_batch", [3, 18])
+def test_tuned_threshold_is_the_best_pair_that_playing_finds(max_batch):
+    past = draw_windows(12, seed=4, parameters=SystemParameters(max_batch=max_batch))
 
     def played(size, price):
         return sum(evaluate(w, run_online(w, threshold(size, price))).utility for w in past)
 
     size, price = tune_threshold(past, num_prices=15)
     best = played(size, price)
-    gains = np.concatenate([grant_gains(w, np.arange(1, 19))[0].ravel() for w in past])
+    gains = np.concatenate([grant_gains(w, np.arange(1, max_batch + 1))[0].ravel() for w in past])
     grid = np.linspace(0, np.quantile(gains, 0.99), 15)
-    assert best == pytest.approx(max(played(s, p) for s in range(1, 19) for p in grid))
+    assert best == pytest.approx(max(played(s, p) for s in range(1, max_batch + 1) for p in grid))
 
 
 def test_users_still_to_come_against_simulation():

@@ -45,6 +45,15 @@ def test_a_damaged_data_file_is_noticed_although_its_sidecar_did_not_change(proj
         assert says in capfd.readouterr().out
 
 
+def test_another_mode_or_a_missing_copy_runs_again(project, capfd):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"')
+    assert run_notebooks([], "fast") and run_notebooks([], "full")
+    assert "up to date" not in capfd.readouterr().out
+    (project / "build" / "notebooks" / "00_a.ipynb").unlink()
+    assert run_notebooks([], "full")
+    assert "up to date" not in capfd.readouterr().out
+
+
 def test_in_place_keeps_the_mode_that_is_committed(project):
     write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "print(MODE)")
     assert run_notebooks(["00"], "full", in_place=True)

@@ -21,6 +21,15 @@ def test_rows_are_what_a_direct_evaluation_gives(scratch_project):
     instance = sample_instance(6, 8, np.random.default_rng([21, 6]))
     outcome = evaluate(instance, solve(instance, "greedy"))
     assert row.reward == outcome.reward and row.latency_s == pytest.approx(outcome.latency_s.mean(), rel=1e-12)
+    drawn = table[(table.num_users == 6) & (table.method == "random")].set_index("seed")
+    for seed in range(25):  # solvers that draw do so by the window's seed
+        instance = sample_instance(6, 8, np.random.default_rng([seed, 6]))
+        assert drawn.share_granted[seed] == solve(instance, "random", seed=seed).granted.mean()
+
+
+def test_seeds_run_from_the_first_one(scratch_project):
+    table = sweep(num_users=(4,), first_seed=100, methods=("all_local",))
+    assert table.seed.tolist() == list(range(100, 125))
 
 
 def test_the_sidecar_names_the_call(scratch_project, capsys):
@@ -42,6 +51,8 @@ def test_early_exit_is_judged_against_its_own_optimum(scratch_project):
     table = sweep(batching="early_exit", methods=("early_exit", "exact"))
     assert np.allclose(table[table.method == "early_exit"].optimality, 1)
     assert table[table.method == "exact"].optimality.max() <= 1 + 1e-9
+    static = sweep(methods=("early_exit", "exact"))  # the same name, and not the table of the other batching
+    assert (static[static.method == "exact"].optimality == 1).all()
 
 
 def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scratch_project, capsys):

@@ -1,0 +1,228 @@
+"""Tests of the tests: each of these changes of one line, made in a copy of the package, must make a test fail.
+
+``python tests/mutations.py [--only SUBSTRING]``; takes minutes, so ``make test`` leaves it out.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PROFILES, MODELS = "tests/offloading/test_profiles.py", "tests/offloading/test_models.py"
+PROBLEM, SPLIT = "tests/offloading/test_problem.py", "tests/offloading/test_split.py"
+SOLVERS = "tests/offloading/test_solvers.py"
+WINDOWS, ENV = "tests/learning/test_windows.py", "tests/learning/test_env.py"
+REPLAY, AGENT = "tests/learning/test_replay.py", "tests/learning/test_agent.py"
+HYBRID, QUALITY = "tests/diffusion/test_hybrid.py", "tests/diffusion/test_quality.py"
+PROFILE, PERSONALIZE = "tests/diffusion/test_profile.py", "tests/diffusion/test_personalize.py"
+MINI, EMOJI = "tests/diffusion/test_mini.py", "tests/diffusion/test_emoji.py"
+RECORDS, SWEEPS = "tests/study/test_records.py", "tests/study/test_sweeps.py"
+ACCURACY, ONLINE = "tests/study/test_accuracy_study.py", "tests/study/test_online.py"
+NOTEBOOKS, FILES = "tests/study/test_run_notebooks.py", "tests/test_files.py"
+
+# File, fragment that occurs in it once, replacement, and the tests that should notice: a file, -k and a word.
+MUTATIONS = [
+    # --- offloading ---
+    ("offloading/models.py", "self.intercept_s / num_gpus)", "self.intercept_s)", f"{PROBLEM} -k sampling"),
+    ("offloading/models.py", "stats.t.ppf((1 + CONFIDENCE) / 2, len(fit", "stats.t.ppf(CONFIDENCE, len(fit",
+     f"{MODELS} -k scipy"),
+    ("offloading/models.py", "/ (len(target) - design.shape[1])", "/ len(target)", f"{MODELS} -k scipy"),
+    ("offloading/models.py", "upper = max(0.0, ", "upper = min(0.0, ", f"{MODELS} -k origin"),
+    ("offloading/models.py", "(target - target.mean()) ** 2", "target ** 2", f"{MODELS} -k scipy"),
+    ("offloading/models.py", "residuals = seconds - (slope * batch + intercept)",
+     "residuals = slope * batch + intercept - seconds", f"{MODELS} -k scipy"),
+    ("offloading/models.py", '_intervals(("steepness", "midpoint")', '_intervals(("midpoint", "steepness")',
+     f"{MODELS} -k often"),
+    ("offloading/problem.py", "parameters.window_s - instance.arrival_s", "instance.arrival_s", f"{PROBLEM} -k hand"),
+    ("offloading/problem.py", "np.minimum.outer(edge_steps", "np.maximum.outer(edge_steps", f"{PROBLEM} -k stepping"),
+    ("offloading/problem.py", "(splits < low)", "(splits <= low)", f"{PROBLEM} -k hand"),
+    ("offloading/problem.py", "np.any(self.device_step_s == 0)", "np.any(self.device_step_s < 0)",
+     f"{PROBLEM} -k bad_input"),
+    ("offloading/problem.py", "edge.step_latency_s(20)", "edge.step_latency_s(18)", f"{PROBLEM} -k rewards"),
+    ("offloading/problem.py", "np.sort(random.uniform(0, parameters.window_s, num_users))",
+     "np.sort(random.uniform(0, 1, num_users))", f"{PROBLEM} -k whole_window"),
+    ("offloading/split.py", "np.fmax(saving", "np.maximum(saving", f"{SPLIT} -k limits"),
+    ("offloading/split.py", "[np.floor(split), np.ceil(split)]", "[np.round(split)]", f"{SPLIT} -k whole_steps"),
+    ("offloading/split.py", "if not whole_steps and low >= curve.midpoint:", "if not whole_steps:",
+     f"{SPLIT} -k limits"),
+    ("offloading/split.py", "parameters.transfer_s_per_user * batch_size)", "parameters.transfer_s_per_user)",
+     f"{SOLVERS} -k differences"),
+    ("offloading/solvers.py", "2 * np.arange(batch)[:, None] + 1", "np.arange(batch)[:, None] + 1",
+     f"{SOLVERS} -k search"),
+    ("offloading/solvers.py", "sum(axis=1) <= instance.largest_batch", "sum(axis=1) < instance.largest_batch",
+     f"{SOLVERS} -k every_subset"),
+    ("offloading/solvers.py", "children[0] = sets[np.argmax(fitness)]", "children[0] = sets[0]",
+     f"{SOLVERS} -k genetic"),
+    ("offloading/solvers.py", "fitness[rivals[:, 0]] >= fitness", "fitness[rivals[:, 0]] <= fitness",
+     f"{SOLVERS} -k genetic"),
+    ("offloading/solvers.py", "rng.random(sets[over].shape), 2.0)", "rng.random(sets[over].shape), 0.5)",
+     f"{SOLVERS} -k policies"),
+    ("offloading/solvers.py", 'granted[np.argsort(instance.arrival_s, kind="stable")[: instance.largest_batch]] = True',
+     "granted[: instance.largest_batch] = True", f"{SOLVERS} -k policies"),
+    ("offloading/mixed_integer.py", "cp.sum(size_is) <= 1", "cp.sum(size_is) <= 2", f"{SOLVERS} -k mixed_integer"),
+    ("offloading/mixed_integer.py", "cp.sum(at) <= instance.largest_batch", "cp.sum(at) <= users",
+     f"{SOLVERS} -k mixed_integer"),
+    ("offloading/mixed_integer.py", "on_edge <= 1", "on_edge <= 2", f"{SOLVERS} -k mixed_integer"),
+    ("offloading/profiles.py", "np.median(", "np.mean(", f"{PROFILES} -k medians"),
+    ("offloading/profiles.py", "keep = sizes <= max_batch", "keep = sizes < max_batch", f"{PROFILES} -k medians"),
+    ("offloading/profiles.py", "in sizes[1:-1]", "in sizes[2:-2]", f"{PROFILES} -k bent_line"),
+    ("offloading/profiles.py", "if batch < 1 or", "if batch < 0 or", f"{PROFILES} -k bad_files"),
+    ("offloading/profiles.py", "if seconds <= 0:", "if seconds < 0:", f"{PROFILES} -k bad_files"),
+    # --- learning ---
+    ("learning/windows.py", "granted = granted & present", "granted = granted.copy()", f"{WINDOWS} -k agree"),
+    ("learning/windows.py", '"reward": 0.1 * utility', '"reward": utility', f"{WINDOWS} -k agree"),
+    ("learning/windows.py", "batch / self.num_users}", "batch / self.alpha.shape[1]}", f"{WINDOWS} -k agree"),
+    ("learning/windows.py", "shared_by(int(count))", "shared_by(1)", f"{WINDOWS} -k released"),
+    ("learning/windows.py", "chosen[rng.choice(len(chosen), size=(n, width), p=weights)]",
+     "rng.choice(len(chosen), size=(n, width), p=weights)", f"{WINDOWS} -k scenario"),
+    ("learning/windows.py", "rng.uniform(0, self.parameters.window_s, size=(n, width))",
+     "rng.uniform(0, 1, size=(n, width))", f"{WINDOWS} -k scenario"),
+    ("learning/env.py", "0.05 * np.abs(alone)", "0.5 * np.abs(alone)", f"{ENV} -k scale"),
+    ("learning/env.py", "np.clip(observation, -10, 10).astype", "observation.astype", f"{ENV} -k rewards"),
+    ("learning/env.py", "observation[self.done] = 0", "observation[self.done] *= 1", f"{ENV} -k rewards"),
+    ("learning/env.py", "- count - 0.5) / 5", "- 0.5) / 5", f"{ENV} -k rank"),
+    ("learning/env.py", "np.where(present, -half, np.inf)", "np.where(present, half, np.inf)", f"{ENV} -k order"),
+    ("learning/env.py", "+ better.sum(axis=1) < highest", "+ better.sum(axis=1) <= highest", f"{ENV} -k cut"),
+    ("learning/env.py", '[rows, user] - (a["slope_s"] * a["batch"]', '[rows, user] + (a["slope_s"] * a["batch"]',
+     f"{ENV} -k released"),
+    ("learning/env.py", "values.copy() for name, values", "values for name, values", f"{ENV} -k restored"),
+    ("learning/replay.py", "max(self.largest, float", "min(self.largest, float", f"{REPLAY} -k largest"),
+    ("learning/replay.py", "np.count_nonzero(tree.leaves)", "self.size() * self.n_envs", f"{REPLAY} -k two_buffers"),
+    ("learning/replay.py", "running &= following != self.pos", "running &= following >= 0", f"{REPLAY} -k n_step"),
+    ("learning/replay.py", "(mass >= left) & (self.nodes[2 * node + 1] > 0)", "mass >= left", f"{REPLAY} -k sums_hold"),
+    ("learning/replay.py", "tree.nodes.copy()", "tree.nodes", f"{REPLAY} -k restored"),
+    ("learning/training.py", "(data.weights * smooth_l1_loss", "(smooth_l1_loss", f"{AGENT} -k gradient"),
+    ("learning/training.py", "if self.double else following)", "if not self.double else following)",
+     f"{AGENT} -k book"),
+    ("learning/training.py", "data.rewards + (1 - data.dones) * following", "data.rewards + following",
+     f"{AGENT} -k book"),
+    ("learning/training.py", "beta = 1.0 - self._current_progress_remaining", "beta = self._current_progress_remaining",
+     f"{AGENT} -k book"),
+    ("learning/training.py", "< self.exploration_rate", "> self.exploration_rate", f"{AGENT} -k epsilon"),
+    ("learning/training.py", "torch.nn.utils.clip_grad_norm_(self.q_net.parameters(), self.max_grad_norm)", "pass",
+     f"{AGENT} -k book"),
+    ("learning/training.py", "if settings.anneal else rate", "if not settings.anneal else rate", f"{AGENT} -k book"),
+    ("learning/agent.py", "np.float32(0.01) * x", "np.float32(0.1) * x", f"{AGENT} -k alike"),
+    ("learning/agent.py", "x = act(x) if i < last else x", "x = act(x)", f"{AGENT} -k alike"),
+    # --- diffusion ---
+    ("diffusion/packet.py", "torch.isfinite(tensor).all()", "torch.isfinite(tensor).any()", f"{HYBRID} -k do_not_fit"),
+    ("diffusion/hybrid.py", "min(step, order)", "min(step + 1, order)", f"{HYBRID} -k same_model"),
+    ("diffusion/hybrid.py", "vae.dtype) / vae.config", "vae.dtype) * vae.config", f"{HYBRID} -k same_model"),
+    ("diffusion/hybrid.py", "mul(255).round()", "mul(255)", f"{HYBRID} -k pictures"),
+    ("diffusion/hybrid.py", "len(rows) > self.max_batch", "len(rows) >= self.max_batch", f"{HYBRID} -k full_edge"),
+    ("diffusion/hybrid.py", "finally:\n        _switch(pipeline, None)", "finally:\n        pass",
+     f"{HYBRID} -k untouched"),
+    ("diffusion/hybrid.py", "tuple(tensor.shape) != shape", "tensor.ndim != 3", f"{HYBRID} -k do_not_fit"),
+    ("diffusion/hybrid.py", "_run_of(packet) != _run_of(first)", "_run_of(packet) != _run_of(packet)",
+     f"{HYBRID} -k do_not_fit"),
+    ("diffusion/hybrid.py", ", pipeline.scheduler.config.prediction_type]", "]", f"{HYBRID} -k fingerprint"),
+    ("diffusion/hybrid.py", "[(prompt, seed) if share_runs", "[prompt if share_runs", f"{HYBRID} -k shared_runs"),
+    ("diffusion/quality.py", "total / (users - 1)", "total / users", f"{QUALITY} -k means_over"),
+    ("diffusion/quality.py", "[2.5, 97.5]", "[5, 95]", f"{QUALITY} -k interval"),
+    ("diffusion/quality.py", "normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)",
+     "normalize(a, dim=2) - torch.nn.functional.normalize(b, dim=2)", f"{QUALITY} -k deep_feature"),
+    ("diffusion/quality.py", 'f"{prompt}/{seed}"', 'f"{prompt}/"', f"{QUALITY} -k hybrid_inference"),
+    ("diffusion/quality.py", "describe(prompt, user) for", "describe(user, prompt) for", f"{QUALITY} -k another_text"),
+    ("diffusion/quality.py", "weights.hexdigest()}", '""}', f"{QUALITY} -k same_name"),
+    ("diffusion/profile.py", "return time.perf_counter() - start", "return 1000 * (time.perf_counter() - start)",
+     f"{PROFILE} -k seconds"),
+    ("diffusion/profile.py", "2 * size**3", "size**3", f"{PROFILE} -k seconds"),
+    ("diffusion/profile.py", "2 if setting.guidance else 1", "1 if setting.guidance else 2", f"{PROFILE} -k columns"),
+    ("diffusion/personalize.py", 'noise if scheduler.config.prediction_type == "epsilon"',
+     'noise if scheduler.config.prediction_type != "epsilon"', f"{PERSONALIZE} -k target"),
+    ("diffusion/personalize.py", "generator=generator) < 0.1", "generator=generator) > 0.1", f"{PERSONALIZE} -k tenth"),
+    ("diffusion/personalize.py", "max(image.size)", "min(image.size)", f"{PERSONALIZE} -k square"),
+    ("diffusion/personalize.py", "lora_alpha=rank", "lora_alpha=2 * rank", f"{PERSONALIZE} -k as_strong"),
+    ("diffusion/mini.py", "pipe(prompts[start:start + batch]", "pipe(prompts[:len(generators)]", f"{MINI} -k seed_and"),
+    ("diffusion/mini.py", "trained, 1 - keep)", "trained, keep)", f"{MINI} -k running_mean"),
+    ("diffusion/mini.py", "(1 + math.cos(math.pi * part))", "(1 - math.cos(math.pi * part))", f"{MINI} -k warms_up"),
+    ("diffusion/mini.py", 'generator.set_state(state["generator"])', "pass", f"{MINI} -k resumed"),
+    ("diffusion/mini.py", "beta_end=0.012", "beta_end=0.02", f"{MINI} -k noise_level"),
+    ("diffusion/mini.py", "2 * scale.log()", "scale.log()", f"{MINI} -k whitening"),
+    ("diffusion/emoji.py", "if all(row[style] is not None", "if any(row[style] is not None",
+     f"{EMOJI} -k known_concepts"),
+    ("diffusion/emoji.py", "PIXELS, columns, PIXELS, 3).swapaxes(1, 2)", "PIXELS, columns, PIXELS, 3)",
+     f"{EMOJI} -k mosaic_gives"),
+    ("diffusion/emoji.py", "TILES_PER_ROW, PIXELS, PIXELS, 3).swapaxes(1, 2)", "TILES_PER_ROW, PIXELS, PIXELS, 3)",
+     f"{EMOJI} -k mosaic_gives"),
+    # --- study ---
+    ("study/records.py", "digest.update(path.read_bytes())", "digest.update(path.name.encode())",
+     f"{RECORDS} -k stale"),
+    ("study/records.py", 'if not (draft / f"{i}.json").exists()', 'if (draft / f"{i}.json").name',
+     f"{RECORDS} -k interrupted"),
+    ("study/sweeps.py", 'if "seed" in inspect', 'if "seeds" in inspect', f"{SWEEPS} -k direct"),
+    ("study/sweeps.py", "first_seed + num_seeds))", "num_seeds))", f"{SWEEPS} -k first_one"),
+    ("study/sweeps.py", "asdict(parameters), batching=batching,", "asdict(parameters),", f"{SWEEPS} -k judged"),
+    ("study/accuracy_study.py", "[2.5, 97.5]", "[5, 95]", f"{ACCURACY} -k interval"),
+    ("study/accuracy_study.py", "lost_s=lost / num_users", "lost_s=lost", f"{ACCURACY} -k no_loss"),
+    ("study/online.py", "granted_gains[size - 1].sum() if size", "granted_gains[size].sum() if size",
+     f"{ONLINE} -k raises"),
+    ("study/online.py", "arrival.time_s / arrival.window_s", "arrival.time_s", f"{ONLINE} -k longer"),
+    ("study/online.py", "best_sums.shape[2] - 1) + 1)", "best_sums.shape[2] - 1))", f"{ONLINE} -k going_on"),
+    ("study/online.py", "np.cumsum(granted, axis=2) <= limit", "np.cumsum(granted, axis=2) < limit",
+     f"{ONLINE} -k tuned"),
+    ("study/online.py", "rng.permutation(instance.arrival_s)", "instance.arrival_s", f"{ONLINE} -k longer"),
+    ("study/run_notebooks.py", "(state + mode + _source(path))", "(state + _source(path))",
+     f"{NOTEBOOKS} -k missing_copy"),
+    ("study/run_notebooks.py", "== digest and target.exists()", "== digest", f"{NOTEBOOKS} -k missing_copy"),
+    ("files.py", "draft.unlink(missing_ok=True)", "pass", f"{FILES} -k failed_write"),
+    ("files.py", "if sha256(path) != meta", "if False and sha256(path) != meta", f"{FILES} -k damage"),
+    ("files.py", "    except (OSError, json.JSONDecodeError) as error:", "    except OSError as error:",
+     f"{FILES} -k damage"),
+]
+
+# Runs pytest on the package in the folder that is named first, and on no other that may be installed.
+RUN = """
+import sys, pytest, splitpoint
+assert splitpoint.__file__.startswith(sys.argv[1]), splitpoint.__file__
+sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *sys.argv[2:]]))
+"""
+
+
+def passes(tests: list[str], file: str = "", fragment: str = "", replacement: str = "") -> bool:
+    """Whether the tests pass on a copy of the package, in one file of which a fragment is replaced."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch).resolve() / "src"
+        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        if file:
+            path = source / "splitpoint" / file
+            text = path.read_text()
+            assert text.count(fragment) == 1, f"{fragment!r} occurs {text.count(fragment)} times in {file}"
+            path.write_text(text.replace(fragment, replacement))
+        environment = {**os.environ, "PYTHONPATH": str(source), "SPLITPOINT_ROOT": str(ROOT),
+                       "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_STORAGE_DIRECTORY": f"{scratch}/hypothesis"}
+        done = subprocess.run([sys.executable, "-c", RUN, str(source), *tests], cwd=ROOT, env=environment,
+                              capture_output=True, text=True)
+    if done.returncode not in (0, 1):  # no verdict of the tests: none was found, or the package does not import
+        raise RuntimeError(f"pytest {' '.join(tests)} ended with status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutations that have this in their file, fragment or replacement")
+    only = parser.parse_args().only
+    chosen = [mutation for mutation in MUTATIONS if any(only in part for part in mutation[:3])]
+    files, _, words = zip(*(tests.split() for *_, tests in chosen))
+    if not passes([*sorted(set(files)), "-k", " or ".join(sorted(set(words)))]):
+        sys.exit("a test fails on the unchanged package: mend that first")
+    survived = 0
+    for number, (file, fragment, replacement, tests) in enumerate(chosen, 1):
+        start = time.monotonic()
+        alive = passes(tests.split(), file, fragment, replacement)
+        survived += alive
+        verdict = "SURVIVED" if alive else "caught"
+        print(f"[{number}/{len(chosen)}, {time.monotonic() - start:.0f} s] {verdict}  {file}: "
+              f"{' '.join(fragment.split())}  ->  {' '.join(replacement.split())}", flush=True)
+    print(f"{len(chosen) - survived} of {len(chosen)} mutations caught")
+    sys.exit(survived > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 def progress_bar(title: str, total: float, progress: bool | None = None, *, unit: str = "it", done: float = 0) -> tqdm:
-    """A bar that appears after two seconds and goes when it is closed.
+    """A bar that appears after two seconds, or at once where it was asked for, and goes when it is closed.
 
     Args:
         title: what is under way.
@@ -20,8 +20,9 @@ def progress_bar(title: str, total: float, progress: bool | None = None, *, unit
         unit: name of a unit.
         done: units that were done before.
     """
+    delay = 0 if progress else 2
     if progress is None:
         in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
         progress = not os.environ.get("TQDM_DISABLE") and (in_notebook or sys.stdout.isatty())
     return tqdm(total=total, initial=done, desc=title, unit=unit, unit_scale=total > 10_000, disable=not progress,
-                file=sys.stdout, leave=False, delay=2)
+                file=sys.stdout, leave=False, delay=delay)

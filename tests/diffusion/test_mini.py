@@ -137,7 +137,7 @@ def test_whitening_moves_the_scale_out_of_the_latents_and_changes_no_image():
 def counted_steps(monkeypatch, *numbers):
     """Budgets of so many steps, one after the other, instead of so many minutes."""
     budgets = iter(numbers)
-    monkeypatch.setattr(mini, "_time_budget", lambda *_: iter(np.linspace(0, 0.9, next(budgets))))
+    monkeypatch.setattr(mini, "time_budget", lambda *_: iter(np.linspace(0, 0.9, next(budgets))))
 
 
 def test_a_resumed_training_draws_what_an_uninterrupted_one_would(tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_the_learning_rate_warms_up_and_falls():
     optimizer = torch.optim.SGD([torch.zeros(1)])
 
     def rate(part, steps):
-        mini._set_rate(optimizer, 2.0, part, steps)
+        mini.set_rate(optimizer, 2.0, part, steps)
         return optimizer.param_groups[0]["lr"]
 
     assert [rate(0.0, 0), rate(0.0, 49), rate(0.0, 99), rate(0.0, 999)] == pytest.approx([0.02, 1, 2, 2])

@@ -64,7 +64,7 @@ def test_a_user_pulls_the_images_towards_its_own_style(pipe):
 @pytest.fixture
 def counted_steps(monkeypatch):
     """Budgets of so many steps instead of so many minutes."""
-    return lambda number: monkeypatch.setattr(personal, "_time_budget", lambda *_: iter(np.linspace(0, 0.9, number)))
+    return lambda number: monkeypatch.setattr(personal, "time_budget", lambda *_: iter(np.linspace(0, 0.9, number)))
 
 
 def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe, counted_steps):

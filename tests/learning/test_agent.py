@@ -132,7 +132,7 @@ def test_errors_rates_and_exponents_of_an_update_are_by_the_book(double, monkeyp
 
 def test_random_decisions_are_as_many_as_epsilon_says():
     env = OffloadingVecEnv(TINY.scenario, 2000)
-    model, observations = make_learner(TINY, env), env.reset()
+    model, observations = make_learner(replace(TINY, target_update=2000), env), env.reset()
     greedy = model.predict(observations, deterministic=True)[0]
     for epsilon in (0.0, 0.2, 1.0):
         model.exploration_rate = epsilon

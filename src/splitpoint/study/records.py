@@ -4,6 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import joblib
@@ -71,6 +72,8 @@ def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[
     for part in draft.iterdir():
         part.unlink()
     draft.rmdir()
+    with suppress(OSError):  # another setting of the same table may be under way
+        draft.parent.rmdir()
     resumed = f", {len(tasks) - len(missing)} parts of {len(tasks)} from before" if len(missing) < len(tasks) else ""
     print(f"{name}: computed here in {time.perf_counter() - start:.1f} s{resumed}; {provenance_line(meta)}")
     return pd.read_csv(path)

@@ -21,7 +21,7 @@ from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, WEIGHTS_LICENCE,
 from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, update
 from splitpoint.diffusion.hybrid import adapter_name, add_adapter
 from splitpoint.diffusion.mini import NUM_TRAIN_STEPS, draw, encode_images, load_mini, token_ids, warn_unknown
-from splitpoint.files import data_path, read_meta, write_atomically, write_meta
+from splitpoint.files import data_path, read_meta, write_meta, write_rows
 
 RANK = 10
 WEIGHTS = "pytorch_lora_weights.safetensors"
@@ -249,9 +249,8 @@ def main() -> None:
                 rows.append({"style": style, "model": user, "concepts": concepts, "images": len(prompts),
                              "accuracy": share})
                 print(json.dumps(rows[-1]), flush=True)
-    text = ",".join(rows[0]) + "\n" + "".join(",".join(str(v) for v in row.values()) + "\n" for row in rows)
     path = data_path("models", "users", "style_accuracy.csv")
-    write_atomically(path, text.encode())
+    write_rows(path, rows)
     write_meta(path, kind="measured", command="python -m splitpoint.diffusion.personalize --only-report", seed=0,
                licence="MIT",
                settings={"steps": 50, "judge": "evaluators/styles.safetensors, among all six styles"})

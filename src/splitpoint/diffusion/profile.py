@@ -7,7 +7,6 @@ does not depend on the weights' values (notebook 01 shows it on the miniature).
 
 import argparse
 import csv
-import io
 import json
 import os
 import random
@@ -22,7 +21,7 @@ import torch
 from diffusers import DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from splitpoint.files import data_path, device_name, project_root, write_atomically, write_meta
+from splitpoint.files import data_path, device_name, project_root, write_meta, write_rows
 from splitpoint.progress import progress_bar
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
@@ -423,11 +422,7 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
             print(f" {setting.repeats} steps would take more than {SLOW_CURVE_S:.0f} s here: left out", flush=True)
             continue
         rows += found
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(out, text.getvalue().encode())
+        write_rows(out, rows, COLUMNS)
         print(f" {time.perf_counter() - began:.0f} s", flush=True)
     if out.exists():
         rates = {name: measure_matrix_rate(name, device) for name in ("fp32", "bf16")}

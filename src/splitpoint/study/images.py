@@ -8,7 +8,7 @@ import pandas as pd
 import seaborn as sns
 
 from splitpoint.diffusion.quality import summarize_pai
-from splitpoint.study.figures import space_panels
+from splitpoint.study.figures import numbered_style, space_panels
 
 PARTS = {
     "pai": "personalized accuracy index (PAI)",
@@ -108,11 +108,11 @@ def schedule_panels(samples: dict[str, pd.DataFrame]) -> plt.Figure:
         samples: ``{schedule: rows of measure_pai with a column n}``, see ``accuracy_study.schedule_samples``.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), sharey=True)
-    for (label, table), marker, line in zip(samples.items(), "osD^v", ("-", "--", "-.", ":", "-")):
+    for i, (label, table) in enumerate(samples.items()):
         means = table.groupby("n")[["pai", "sigma"]].mean()
-        left.plot(means.index, means["pai"], marker=marker, ls=line, label=label)
+        left.plot(means.index, means["pai"], label=label, **numbered_style(i))
         shown = means[means["sigma"] > 0.01]  # a finished picture has no place on a logarithmic axis
-        right.plot(shown["sigma"], shown["pai"], marker=marker, ls=line)
+        right.plot(shown["sigma"], shown["pai"], **numbered_style(i))
     left.set(xlabel="split point n (of 200 steps)", ylabel="personalized accuracy index (PAI)")
     right.set(xlabel="noise per unit of signal at the hand-over", xscale="log")
     left.legend()

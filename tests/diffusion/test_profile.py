@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -68,9 +69,25 @@ def test_times_are_seconds_and_rates_operations_a_second(monkeypatch):
     assert profile.measure_matrix_rate("fp32", "cpu", size=4) == 2 * 4**3 / 0.5
 
 
+def test_memory_that_runs_out_while_a_graph_is_captured_is_found_behind_the_broken_capture():
+    """CUDA then reports the capture's end; the lack of memory is only the error's context."""
+    try:
+        try:
+            raise torch.OutOfMemoryError("full")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    except RuntimeError as error:
+        broken_capture = error
+    rows = profile.measure(CountedStep(full_at=2, error=broken_capture), [1, 2], repeats=1)
+    assert [(row["batch_size"], row["status"]) for row in rows] == [(2, "out_of_memory"), (1, "ok")]
+
+
 def test_other_failures_are_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="broken"):
         profile.measure(CountedStep(full_at=4, error=RuntimeError("broken")), [1, 2, 4], repeats=2)
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        illegal = RuntimeError("CUDA error: an illegal memory access was encountered")
+        profile.measure(CountedStep(full_at=4, error=illegal), [1, 2, 4], repeats=2)
 
 
 def test_table_has_the_documented_columns(tiny):
@@ -96,8 +113,38 @@ def test_operations_are_counted_as_by_hand():
 def test_sizes_that_would_take_too_long_are_left_out(monkeypatch):
     monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
     kept = {limit: {row["batch_size"] for row in profile.measure(lambda batch: lambda: None, [1, 2, 4], repeats=5,
-                                                                 limit_s=limit)} for limit in (4, 5, 14, 15, None)}
-    assert kept == {4: set(), 5: {1}, 14: {1, 2}, 15: {1, 2, 4}, None: {1, 2, 4}}
+                                                                 limit_s=limit)} for limit in (4, 6, 14, 16, None)}
+    assert kept == {4: set(), 6: {1}, 14: {1, 2}, 16: {1, 2, 4}, None: {1, 2, 4}}
+
+
+def test_preparing_a_size_counts_as_time_of_its_curve(monkeypatch):
+    clock = itertools.count(step=10.0)  # ten seconds pass between two looks at it
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
+    rows = profile.measure(lambda batch: lambda: None, [1, 2, 4], repeats=5, limit_s=29)
+    assert {row["batch_size"] for row in rows} == {1}
+
+
+def test_every_batch_size_of_a_compiled_curve_is_compiled(tiny, monkeypatch):
+    """torch gives up after eight shapes by default, and would run the others as if not compiled, without an error."""
+    compiled, real = [], torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: real(
+        function, backend=lambda graph, inputs: compiled.append(graph) or graph.forward, **options))
+    sizes = list(range(1, 11))
+    table = profile.profile_step_latency("tiny", sizes, mode="compile", repeats=1, warmups=1, device="cpu")
+    assert sorted(table.batch_size) == sizes and len(compiled) == len(sizes)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_plan_of_the_script_can_be_measured_and_names_each_curve_once(device):
+    plan = profile.default_settings(device)
+    for setting in plan:
+        profile._check(setting, device)
+        assert list(setting.batch_sizes) == sorted(setting.batch_sizes) and setting.repeats >= 20 and setting.limit_s < 480
+    assert len({setting.key for setting in plan}) == len(plan)
+    assert {setting.architecture for setting in plan} == {"mini", "sd15", "sdxl", "pixart"}
+    modes = profile.MODES if device == "cuda" else profile.MODES[:3]
+    assert {setting.mode for setting in plan} == set(modes)
 
 
 def test_guidance_combines_the_models_answers_to_a_doubled_batch(tiny, monkeypatch):
@@ -137,7 +184,7 @@ def test_an_interrupted_profile_continues_and_keeps_what_it_has(tiny, tmp_path, 
 def test_the_budget_leaves_curves_for_another_run(tiny, tmp_path, capsys):
     settings = [profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)]
     profile.run_profile(tmp_path / "machine.csv", "cpu", budget_s=-1, settings=settings)
-    assert "1 curves left" in capsys.readouterr().out and not (tmp_path / "machine.csv").exists()
+    assert "1 curves are left" in capsys.readouterr().out and not (tmp_path / "machine.csv").exists()
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart"])

@@ -26,8 +26,9 @@ from splitpoint.progress import progress_bar
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-SLOW_CURVE_S = 180.0  # timed steps of one curve where there is no GPU
-GPU_BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
+BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
+FEW_BATCHES = (1, 2, 4, 8, 16)  # where a step is long
+COMPILED_BATCHES = (1, 4, 16, 32)  # each is compiled on its own, for up to half a minute
 KEY = ("architecture", "dtype", "mode", "guidance")
 COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
            "step_s", "model_flop", "peak_memory_bytes", "threads", "torch_version")
@@ -152,7 +153,7 @@ class DenoisingStep:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.model = model.to(memory_format=torch.channels_last) if mode != "eager" else model
         self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-        self.scheduler.set_timesteps(50, device=self.device)
+        self.scheduler.set_timesteps(50)
         self.timestep = int(self.scheduler.timesteps[25])
         self.predict = torch.compile(self._predict, dynamic=False) if mode == "compile" else self._predict
 
@@ -173,9 +174,16 @@ class DenoisingStep:
             prediction = self.predict(latents, steps, context)
             self.scheduler.step(prediction, self.timestep, latents)
 
-        return self._captured(run) if self.mode == "cuda_graphs" else run
+        if self.mode != "cuda_graphs":
+            return run
+        graph = self._captured(run)
 
-    def _captured(self, run):
+        def replay(inputs=(latents, steps, context)):  # a graph does not keep alive what it reads
+            graph.replay()
+
+        return replay
+
+    def _captured(self, run) -> "torch.cuda.CUDAGraph":
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -186,7 +194,7 @@ class DenoisingStep:
         with torch.cuda.graph(graph, pool=getattr(self, "pool", None)):
             run()
         self.pool = graph.pool()
-        return graph.replay
+        return graph
 
 
 def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[int], repeats: int = 20,
@@ -201,13 +209,14 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
         warmups: untimed steps of each size before.
         device: where the steps run.
         seed: of the order.
-        limit_s: seconds that the timed steps may take together; the sizes with which they would take longer are
-            left out.
+        limit_s: seconds that the curve may take, preparations included; the sizes with which it would take longer
+            are left out.
 
     Returns:
         Rows with ``batch_size, repeat, status, step_s, peak_memory_bytes``.
     """
-    device, runs, rows, peak, planned_s = torch.device(device), {}, [], {}, 0.0
+    device, runs, rows, peak = torch.device(device), {}, [], {}
+    began, planned_s = time.perf_counter(), 0.0
     for batch in batch_sizes:
         try:
             if device.type == "cuda":
@@ -216,15 +225,17 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
             for _ in range(warmups):
                 run()
             synchronize(device)
-        except RuntimeError as error:  # torch.OutOfMemoryError, and what CPU, MPS and graph capture raise instead
-            if not isinstance(error, torch.OutOfMemoryError) and "memory" not in str(error):
+        except RuntimeError as error:
+            if not _out_of_memory(error):
                 raise
             rows.append(dict(batch_size=batch, repeat=0, status="out_of_memory", step_s="", peak_memory_bytes=""))
             if device.type == "cuda":
                 torch.cuda.empty_cache()
             break
-        if limit_s is not None and (planned_s := planned_s + repeats * time_once(run, device)) > limit_s:
-            break
+        if limit_s is not None:
+            planned_s += repeats * time_once(run, device)
+            if time.perf_counter() - began + planned_s > limit_s:
+                break
         runs[batch] = run
         peak[batch] = torch.cuda.max_memory_allocated() if device.type == "cuda" else ""
     order = random.Random(seed)
@@ -235,6 +246,16 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
                                  peak_memory_bytes=peak[batch]))
             bar.update()
     return rows
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out, by torch's own error, by what CPU and MPS say, or behind a capture broken off by it."""
+    while error is not None:
+        text = str(error)
+        if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text:
+            return True
+        error = error.__context__
+    return False
 
 
 def time_once(run: Callable[[], None], device: torch.device) -> float:
@@ -312,6 +333,7 @@ class Setting:
     batch_sizes: tuple[int, ...]
     repeats: int = 20
     warmups: int = 3
+    limit_s: float | None = None  # for the whole curve; sizes that would take longer are left out
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -332,8 +354,7 @@ def _check(setting: Setting, device: str) -> None:
             raise ValueError(f"{name}={getattr(setting, name)!r} is outside [{low}, inf)")
 
 
-def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress: bool = False,
-             limit_s: float | None = None) -> list[dict]:
+def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress: bool = False) -> list[dict]:
     _check(setting, device)
     architecture = architectures()[setting.architecture]
     if model is None:
@@ -342,9 +363,11 @@ def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress:
         model = _cast(model, DTYPES[setting.dtype]).to(device)
     step = DenoisingStep(model, architecture, setting.mode, setting.guidance)
     flop = model_flop(architecture) * (2 if setting.guidance else 1)
-    with torch.inference_mode() if setting.mode != "compile" else torch.no_grad():
+    torch.compiler.reset()  # by default torch gives up after eight shapes and runs further ones as if not compiled
+    with (torch.inference_mode() if setting.mode != "compile" else torch.no_grad(),
+          torch._dynamo.config.patch(recompile_limit=len(setting.batch_sizes))):
         rows = measure(step.prepare, sorted(setting.batch_sizes), setting.repeats, setting.warmups, device, seed,
-                       progress, limit_s)
+                       progress, setting.limit_s)
     name = torch.cuda.get_device_name() if device == "cuda" else device_name()
     common = dict(device=name, device_type=device, architecture=setting.architecture, dtype=setting.dtype,
                   mode=setting.mode, guidance=setting.guidance, threads=torch.get_num_threads(),
@@ -362,25 +385,35 @@ def measure_matrix_rate(dtype: str, device: str, size: int | None = None) -> flo
 
 def default_settings(device: str) -> list[Setting]:
     """What the script measures, most wanted first."""
+    usual_s = 60.0 if device == "cuda" else 180.0
+
+    def curves(architecture, dtype, modes, batch_sizes, guidance=True, warmups=3, limit_s=usual_s):
+        return [Setting(architecture, dtype, mode, guidance, batch_sizes, 20, warmups, limit_s) for mode in modes]
+
+    if device == "cuda":
+        plan = [*curves("sd15", "bf16", ("cuda_graphs", "eager", "channels_last"), BATCHES),
+                *curves("sd15", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+                *curves("mini", "bf16", ("cuda_graphs", "eager"), BATCHES),
+                *curves("mini", "fp32", ("eager",), BATCHES),
+                *curves("pixart", "bf16", ("cuda_graphs", "eager"), FEW_BATCHES),
+                *curves("sdxl", "bf16", ("cuda_graphs", "eager"), FEW_BATCHES),
+                *curves("sd15", "fp32", ("cuda_graphs", "eager"), FEW_BATCHES),
+                *curves("sd15", "bf16", ("cuda_graphs",), BATCHES, guidance=False),
+                *curves("mini", "bf16", ("compile",), COMPILED_BATCHES, limit_s=100.0),
+                *curves("pixart", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+                *curves("sdxl", "bf16", ("compile",), COMPILED_BATCHES[:3], limit_s=150.0),
+                *curves("sd15", "fp32", ("compile",), COMPILED_BATCHES[:3], limit_s=150.0)]
+    else:
+        plan = [*curves("mini", "fp32", ("channels_last",), BATCHES),
+                *curves("mini", "bf16", ("channels_last",), BATCHES),
+                *curves("mini", "fp32", ("eager",), BATCHES),
+                *curves("mini", "fp32", ("channels_last",), BATCHES, guidance=False),
+                *curves("mini", "fp32", ("compile",), FEW_BATCHES),
+                *curves("sd15", "bf16", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
+                *curves("pixart", "bf16", ("eager",), (1,), guidance=False, warmups=1),
+                *curves("sd15", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
+                *curves("sdxl", "bf16", ("channels_last",), (1,), guidance=False, warmups=1)]
     have = architectures()
-    if device != "cuda":
-        small = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
-        plan = [Setting("mini", "fp32", "channels_last", True, small),
-                Setting("mini", "bf16", "channels_last", True, small),
-                Setting("mini", "fp32", "eager", True, small), Setting("mini", "fp32", "channels_last", False, small),
-                Setting("mini", "fp32", "compile", True, (1, 2, 4, 8, 16)),
-                Setting("sd15", "bf16", "channels_last", False, (1, 2, 3), 20, 1),
-                Setting("pixart", "bf16", "eager", False, (1,), 20, 1),
-                Setting("sd15", "fp32", "channels_last", False, (1, 2, 3), 20, 1),
-                Setting("sdxl", "bf16", "channels_last", False, (1,), 20, 1)]
-        return [s for s in plan if s.architecture in have]
-    plan = [Setting("sd15", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "channels_last", "cuda_graphs", "compile")]
-    plan += [Setting("mini", "bf16", mode, True, GPU_BATCHES) for mode in ("eager", "cuda_graphs", "compile")]
-    plan += [Setting(name, "bf16", mode, True, GPU_BATCHES) for name in ("sdxl", "pixart") for mode in ("eager", "cuda_graphs")]
-    plan += [Setting("sd15", "bf16", "cuda_graphs", False, GPU_BATCHES), Setting("sd15", "fp32", "eager", True, GPU_BATCHES),
-             Setting("sd15", "fp32", "cuda_graphs", True, GPU_BATCHES), Setting("mini", "fp32", "eager", True, GPU_BATCHES),
-             Setting("sd15", "fp32", "compile", True, GPU_BATCHES), Setting("pixart", "bf16", "compile", True, GPU_BATCHES),
-             Setting("sdxl", "bf16", "compile", True, GPU_BATCHES)]
     return [s for s in plan if s.architecture in have]
 
 
@@ -391,7 +424,7 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
     Args:
         out: CSV file; beside it comes its sidecar with the machine's matrix rates.
         device: the best there is if left out.
-        budget_s: no new curve is begun after so many seconds.
+        budget_s: a curve that might end after so many seconds is left for another run.
         settings: curves; ``default_settings(device)`` if left out.
     """
     device, out, start = device or best_device(), Path(out), time.perf_counter()
@@ -404,22 +437,21 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
     done = {tuple(row[c] for c in KEY) for row in rows}
     waiting = [s for s in settings if s.key not in done]
     for number, setting in enumerate(waiting, 1):
-        if time.perf_counter() - start > budget_s:
-            print(f"budget of {budget_s:.0f} s used: {len(waiting) - number + 1} curves left for another run", flush=True)
+        if time.perf_counter() - start + (setting.limit_s or 0.0) > budget_s:
+            print(f"budget of {budget_s:.0f} s: {len(waiting) - number + 1} curves are left for another run", flush=True)
             break
         print(f"[{number}/{len(waiting)}] {' '.join(setting.key[:3])} guidance={setting.guidance} …", end="", flush=True)
         began = time.perf_counter()
         try:
-            found = _profile(setting, device, seed=seed, limit_s=None if device == "cuda" else SLOW_CURVE_S)
+            found = _profile(setting, device, seed=seed)
         except (RuntimeError, NotImplementedError) as error:  # a mode that this machine lacks, for instance no compiler
             print(f" not available here ({str(error).splitlines()[0][:90]})", flush=True)
             continue
         finally:
-            torch.compiler.reset()
             if device == "cuda":
                 torch.cuda.empty_cache()
         if not found:
-            print(f" {setting.repeats} steps would take more than {SLOW_CURVE_S:.0f} s here: left out", flush=True)
+            print(f" {setting.repeats} steps would take more than {setting.limit_s:.0f} s here: left out", flush=True)
             continue
         rows += found
         write_rows(out, rows, COLUMNS)

@@ -40,6 +40,11 @@ def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, weights: Sequen
     optimizer.step()
 
 
+def training_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16."""
     if device.type == "cuda":

@@ -34,7 +34,7 @@ from splitpoint.diffusion.emoji import (
     load_emoji,
     nearest,
 )
-from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, update
+from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
@@ -376,7 +376,7 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes={minutes!r} is not a positive number of minutes")
     shape = SIZES[size]
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or training_device()
     if concepts is None:
         concepts = known_concepts(styles) if size == "large" else default_concepts()
     shown = load_emoji(styles, concepts)
@@ -514,7 +514,8 @@ def _restore(path: Path, weights: dict, average: dict, optimizer, generator, los
     for name, weight in weights.items():
         weight.data.copy_(state[f"weight.{name}"])
         average[name].copy_(state[f"average.{name}"])
-        optimizer.state[weight] = {key: state[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        means = {key: state[f"{key}.{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[weight] = {"step": state[f"step.{name}"], **means}
     generator.set_state(state["generator"])
     losses.extend(state["losses"].tolist())
     return float(state["spent"])

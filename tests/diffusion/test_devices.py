@@ -1,0 +1,79 @@
+"""Everything that runs on a GPU stays on it: tried on a pretend device, which a machine without one has too."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PRELUDE = """
+import tempfile
+from pathlib import Path
+import torch
+from pretend_device import PretendDevice
+from splitpoint.diffusion import hybrid, mini, personalize, profile
+from splitpoint.diffusion.emoji import load_emoji
+from splitpoint.files import data_path
+folder = Path(tempfile.mkdtemp())
+CONCEPTS = ["rocket", "red apple"]
+# a file is written from a tensor's memory, which a pretend tensor has none of
+mini.save_file = lambda state, path, save=mini.save_file: save({k: v.cpu() for k, v in state.items()}, path)
+mini.save_mini = lambda *a: None
+"""
+
+TRIALS = {
+    "two devices in one operation": """
+with PretendDevice():
+    there = torch.ones(2, device="pretend")
+    assert (there + 1).device.type == "pretend" and (there + 1).sum().item() == 4.0 and there.cpu().device.type == "cpu"
+    try:
+        there + torch.ones(2)
+    except RuntimeError as error:
+        assert "mixes devices" in str(error)
+    else:
+        raise AssertionError("mixed")
+""",
+    "split generation": """
+names = ["noto", "fluent"]
+folders = [data_path("models", "users", name) for name in names]
+with PretendDevice():
+    for scheduler in ("ddim", "euler", "dpmsolver++"):
+        runs = [hybrid.HybridPipeline(*hybrid.load_users(data_path("models", "mini"), folders, device=device),
+                                      num_steps=3, guidance_scale=3.0, scheduler=scheduler) for device in ("pretend", "cpu")]
+        there, here = (run.generate(["rocket", "red apple"], names, [1, 2], 5, progress=False).latents for run in runs)
+        assert there.device.type == "pretend" and here.device.type == "cpu"
+        torch.testing.assert_close(there.cpu(), here, rtol=0.01, atol=0.01)
+        assert runs[0].compare("rocket", names, [0, 3], progress=False).shape == (2, 2, 3, 64, 64)
+        torch.testing.assert_close(*(run.noise_levels().cpu() for run in runs))
+""",
+    "training, and going on after an interruption": """
+with PretendDevice():
+    first = mini.train_mini("tiny", folder, 0.02, CONCEPTS, device="pretend", progress=False)
+    again = mini.train_mini("tiny", folder, 0.04, CONCEPTS, device="pretend", resume=True, progress=False)
+    assert {p.device.type for p in again.unet.parameters()} == {"pretend"}
+    assert mini.draw(again, ["rocket"], [0], 2).shape == (1, 64, 64, 3)
+    errors = mini.fit_autoencoder(again.vae, load_emoji(mini.STYLES, CONCEPTS).images[:8], 0.02, batch=4, progress=False)
+    assert len(errors) >= 1
+""",
+    "a personal model": """
+with PretendDevice():
+    pipe = mini.build_mini(mini.SIZES["tiny"], 0).to("pretend")
+    shown = load_emoji(["noto"], CONCEPTS)
+    personalize.personalize(shown.images, shown.prompts, pipe, minutes=0.02, batch=4, progress=False)
+    assert 0 <= personalize.style_accuracy(pipe, "noto", ["rocket"], 2) <= 1
+""",
+    "a profiled step": """
+with PretendDevice():
+    model = mini.load_mini(device="pretend").unet
+    for guidance in (False, True):
+        for mode in ("eager", "channels_last"):
+            profile.DenoisingStep(model, profile.architectures()["mini"], mode, guidance).prepare(2)()
+""",
+}
+
+
+@pytest.mark.parametrize("trial", TRIALS)
+def test_nothing_leaves_the_device(trial):
+    done = subprocess.run([sys.executable, "-c", PRELUDE + TRIALS[trial]], cwd=Path(__file__).parent, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -9,10 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion import personalize as personal
-from splitpoint.diffusion.hybrid import adapter_name, load_users
+from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, load_users, mini_users
 from splitpoint.diffusion.mini import build_mini, draw, load_mini, token_ids
 from splitpoint.diffusion.personalize import (
-    WEIGHTS,
     _picture,
     _target,
     attach_user,
@@ -21,7 +20,6 @@ from splitpoint.diffusion.personalize import (
     style_accuracy,
     train_user,
     user_path,
-    users,
 )
 from splitpoint.files import read_meta, write_meta
 
@@ -34,9 +32,9 @@ def pipe():
 
 
 def test_at_least_four_users_small_and_with_the_licence_of_what_they_saw():
-    assert len(users()) >= 4
-    for style in users():
-        file = user_path(style) / WEIGHTS
+    assert len(mini_users()) >= 4
+    for style in mini_users():
+        file = user_path(style) / ADAPTER_FILE
         meta = read_meta(file)
         assert file.stat().st_size < 1.5e6 and meta["kind"] == "trained" and meta["licence"]
         assert all("lora" in key for key in load_file(file))
@@ -45,7 +43,7 @@ def test_at_least_four_users_small_and_with_the_licence_of_what_they_saw():
 def test_users_differ_and_leave_no_trace_when_off(pipe):
     shared = draw(pipe, "rocket", [3], 5)
     own = []
-    for style in users()[:2]:
+    for style in mini_users()[:2]:
         attach_user(pipe, style)
         own.append(draw(pipe, "rocket", [3], 5))
     pipe.disable_lora()
@@ -134,12 +132,12 @@ def test_unknown_damaged_and_foreign_users_are_refused(tmp_path, pipe):
     with pytest.raises(ValueError, match="apple"):
         train_user("apple")
     with pytest.raises(ValueError, match="not a LoRA for this model"):
-        attach_user(build_mini(SMALLEST), users()[0])
+        attach_user(build_mini(SMALLEST), mini_users()[0])
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for file in user_path(users()[0]).iterdir():
+    for file in user_path(mini_users()[0]).iterdir():
         (damaged / file.name).write_bytes(file.read_bytes())
-    (damaged / WEIGHTS).write_bytes((damaged / WEIGHTS).read_bytes()[:-9])
+    (damaged / ADAPTER_FILE).write_bytes((damaged / ADAPTER_FILE).read_bytes()[:-9])
     with pytest.raises(ValueError, match="checksum"):
         attach_user(pipe, damaged)
 
@@ -148,24 +146,24 @@ def test_held_out_concepts_are_held_out_and_stay_the_same(pipe):
     kept, held = split_concepts(pipe.concepts)
     assert not set(kept) & set(held) and len(kept) + len(held) == len(pipe.concepts)
     assert 0.1 < len(held) / len(pipe.concepts) < 0.2
-    assert all(read_meta(user_path(style) / WEIGHTS)["held_out_concepts"] == held for style in users())
+    assert all(read_meta(user_path(style) / ADAPTER_FILE)["held_out_concepts"] == held for style in mini_users())
 
 
 @pytest.mark.parametrize("style", ["noto", "twemoji", "openmoji", "fluent"])
 def test_every_layer_of_a_users_file_is_loaded(pipe, style):
     name = attach_user(pipe, style)
     loaded = get_peft_model_state_dict(pipe.unet, adapter_name=name)
-    saved = {key.removeprefix("unet."): value for key, value in load_file(user_path(style) / WEIGHTS).items()}
+    saved = {key.removeprefix("unet."): value for key, value in load_file(user_path(style) / ADAPTER_FILE).items()}
     assert set(loaded) == set(saved)
     assert all(torch.equal(loaded[key].half(), saved[key]) for key in saved)
 
 
 def test_a_file_in_two_namings_is_refused_instead_of_loaded_by_half(tmp_path, pipe):
-    state = load_file(user_path("noto") / WEIGHTS)
+    state = load_file(user_path("noto") / ADAPTER_FILE)
     mixed = {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if "attn" in key else key: value
              for key, value in state.items()}
-    save_file(mixed, tmp_path / WEIGHTS)
-    write_meta(tmp_path / WEIGHTS, kind="trained", command="here")
+    save_file(mixed, tmp_path / ADAPTER_FILE)
+    write_meta(tmp_path / ADAPTER_FILE, kind="trained", command="here")
     for load in (lambda: load_users(pipe, {"half": tmp_path}), lambda: attach_user(pipe, tmp_path)):
         with pytest.raises(ValueError, match="142 tensors of which"):
             load()

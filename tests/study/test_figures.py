@@ -78,6 +78,14 @@ def test_difference_lines_draw_one_method_of_each_table():
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
 
 
+def test_shortfall_counts_windows_and_leaves_out_who_is_never_off():
+    table = pd.DataFrame({"method": ["exact"] * 4 + ["all_edge"] * 4, "optimality": [1, 1, 1, 1, 1, 0.9, 0.5, -1]})
+    ax = figures.shortfall_lines(table)
+    assert len(ax.lines) == 1
+    assert ax.lines[0].get_xdata() == pytest.approx([2, 0.5, 0.1, 1e-6])
+    assert ax.lines[0].get_ydata() == pytest.approx([0.25, 0.5, 0.75, 1])
+
+
 def test_shortfall_lines_are_drawn_in_the_order_asked_for():
     table = pd.DataFrame({"method": ["greedy", "random", "genetic", "agent (dqn)"] * 2,
                           "optimality": [0.9, 0.5, 1, 0.99, 1, -np.inf, 1, 0.98]})

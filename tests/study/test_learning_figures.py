@@ -24,14 +24,6 @@ def test_training_curves_show_every_setting_with_the_optimum_as_a_line():
     assert axes[1, 0].get_xlabel() == "episodes" and "dynamic" in axes[1, 0].get_ylabel()
 
 
-def test_shortfall_counts_windows_and_leaves_out_who_is_never_off():
-    table = pd.DataFrame({"method": ["exact"] * 4 + ["all_edge"] * 4, "optimality": [1, 1, 1, 1, 1, 0.9, 0.5, -1]})
-    ax = learning_figures.optimality_shortfall(table)
-    assert len(ax.lines) == 1
-    assert ax.lines[0].get_xdata() == pytest.approx([2, 0.5, 0.1, 1e-6])
-    assert ax.lines[0].get_ydata() == pytest.approx([0.25, 0.5, 0.75, 1])
-
-
 def test_ablation_is_sorted_from_best_to_worst():
     table = pd.DataFrame({"variant": ["bad", "bad", "good", "good"], "seed": [0, 1, 0, 1],
                           "mean": [0.5, 0.6, 0.98, 0.99]})

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from splitpoint.files import data_path, read_meta, write_atomically, write_meta
+from splitpoint.files import data_path, read_meta, write_atomically, write_meta, write_rows
 
 PIXELS = 64
 TILES_PER_ROW = 32
@@ -182,12 +182,7 @@ def rebuild(folder: Path | None = None) -> None:
                     tiles.append(_render(icons, slug))
             _write_mosaic(folder / f"{style}.webp", tiles, source)
     rows = [row for row in rows if sum(row[style] != "" for style in STYLES) >= 1]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["name", "hexcode", "group", "subgroup", "keywords", *STYLES], extrasaction="ignore",
-                            lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(folder / "emoji.csv", text.getvalue().encode())
+    write_rows(folder / "emoji.csv", rows, ["name", "hexcode", "group", "subgroup", "keywords", *STYLES])
     write_meta(folder / "emoji.csv", kind="published", command=REBUILD,
                source=f"npm {NAMES_SOURCE[0]}@{NAMES_SOURCE[1]}", licence=NAMES_SOURCE[3], licence_url=NAMES_SOURCE[4])
 

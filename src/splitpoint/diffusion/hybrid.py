@@ -38,7 +38,8 @@ _SCHEDULERS = {  # name: class, and what a deterministic run on unbounded latent
     "euler": (EulerDiscreteScheduler, {}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "thresholding": False}),
 }
-_LORA_FILES = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"  # as diffusers and as peft name them
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it, and this project
+_PEFT_FILE = "adapter_model.safetensors"  # as peft names it
 _fingerprints: WeakKeyDictionary = WeakKeyDictionary()
 _adapted: WeakKeyDictionary = WeakKeyDictionary()
 
@@ -302,6 +303,13 @@ def hybrid_generate(prompts: Sequence[str] | str, users: Sequence[str | User] | 
                            cancel=cancel)
 
 
+def mini_users() -> tuple[str, ...]:
+    """Names of the miniature's users: the folders with an adapter in ``data/models/users``, vendors first."""
+    from splitpoint.diffusion.emoji import STYLES
+    names = [file.parent.name for file in data_path("models", "users").glob(f"*/{ADAPTER_FILE}")]
+    return tuple(sorted(names, key=lambda name: ([*STYLES, name].index(name), name)))
+
+
 def load_mini_hybrid(merge: bool = False, **settings) -> HybridPipeline:
     """The miniature on the edge and its users, each with one vendor's style.
 
@@ -312,13 +320,11 @@ def load_mini_hybrid(merge: bool = False, **settings) -> HybridPipeline:
     Raises:
         ValueError: if a file of weights is missing or damaged.
     """
-    from splitpoint.diffusion.emoji import STYLES
     from splitpoint.diffusion.mini import GUIDANCE_SCALE, load_mini
-    files = data_path("models", "users").glob(f"*/{_LORA_FILES[0]}")
-    names = sorted((file.parent.name for file in files), key=lambda name: ([*STYLES, name].index(name), name))
-    for name in names:
-        read_meta(data_path("models", "users", name, _LORA_FILES[0]))
-    edge, users = load_users(load_mini(), [data_path("models", "users", name) for name in names], merge=merge)
+    folders = [data_path("models", "users", name) for name in mini_users()]
+    for folder in folders:
+        read_meta(folder / ADAPTER_FILE)
+    edge, users = load_users(load_mini(), folders, merge=merge)
     given = {name: value for name, value in settings.items() if value is not None}
     return HybridPipeline(edge, users, **{"guidance_scale": GUIDANCE_SCALE, **given})
 
@@ -627,7 +633,7 @@ def _is_adapter(path: str | Path) -> bool:
     if Path(path).exists():
         return _adapter_file(path).is_file()
     try:
-        return file_exists(str(path), _LORA_FILES[0])
+        return file_exists(str(path), ADAPTER_FILE)
     except Exception:  # no network, or no such name: loading it as a pipeline says which
         return False
 
@@ -636,7 +642,7 @@ def _adapter_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_file():
         return path
-    return next((path / name for name in _LORA_FILES if (path / name).is_file()), path / _LORA_FILES[0])
+    return next((path / name for name in (ADAPTER_FILE, _PEFT_FILE) if (path / name).is_file()), path / ADAPTER_FILE)
 
 
 def adapter_name(user: str) -> str:
@@ -660,11 +666,11 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
         ValueError: if it is not a LoRA for this model, or if only a part of the file would be loaded.
     """
     adapter = adapter_name(user)
-    file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), _LORA_FILES[0]))
+    file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
     _check_adapter(pipeline, file)
     try:
         with quiet():
-            if file.name == _LORA_FILES[1]:
+            if file.name == _PEFT_FILE:
                 pipeline.unet.add_adapter(LoraConfig.from_pretrained(file.parent), adapter)
                 set_peft_model_state_dict(pipeline.unet, load_file(file), adapter)
             else:

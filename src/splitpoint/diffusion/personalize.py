@@ -18,13 +18,12 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, WEIGHTS_LICENCE, load_emoji
-from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, update
-from splitpoint.diffusion.hybrid import adapter_name, add_adapter
+from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, training_device, update
+from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, add_adapter, mini_users
 from splitpoint.diffusion.mini import NUM_TRAIN_STEPS, draw, encode_images, load_mini, token_ids, warn_unknown
 from splitpoint.files import data_path, read_meta, write_meta, write_rows
 
 RANK = 10
-WEIGHTS = "pytorch_lora_weights.safetensors"
 # Which layers get a LoRA: attention alone is too weak to carry a style.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2",
            "conv_in", "conv_out", "conv_shortcut"]
@@ -36,14 +35,9 @@ def user_path(style: str) -> Path:
     Raises:
         ValueError: if there is none of that name, with the names there are.
     """
-    if style not in users():
-        raise ValueError(f"style={style!r} has no personal model; there are: {', '.join(users()) or 'none'}")
+    if style not in mini_users():
+        raise ValueError(f"style={style!r} has no personal model; there are: {', '.join(mini_users()) or 'none'}")
     return data_path("models", "users", style)
-
-
-def users() -> tuple[str, ...]:
-    """Names of the committed users."""
-    return tuple(style for style in STYLES if data_path("models", "users", style, WEIGHTS).exists())
 
 
 def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
@@ -60,7 +54,7 @@ def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
         ValueError: for an unknown user, damaged weights, or weights that were trained for another model.
     """
     folder = Path(user) if Path(user).is_dir() else user_path(str(user))
-    read_meta(folder / WEIGHTS)
+    read_meta(folder / ADAPTER_FILE)
     name = adapter_name(folder.name)
     if name not in getattr(pipe.unet, "peft_config", {}):
         add_adapter(pipe, folder, folder.name)
@@ -78,9 +72,9 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
     Args:
         images: pictures of any size, PIL or uint8 arrays (H, W, 3); transparent ones are put on white.
         prompts: what each shows, in words that the shared model knows.
-        pipe: the shared model; the miniature when left out.
+        pipe: the shared model; the miniature when left out, on a GPU if there is one.
         out: folder to write; its name becomes the adapter's. Nothing is written when left out.
-        minutes: time budget on one core.
+        minutes: time budget.
         rank: of the LoRA; its file grows in proportion.
         learning_rate: its peak.
         batch: images a step, drawn with replacement.
@@ -106,7 +100,7 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
         if not low <= value <= high:
             raise ValueError(f"{title}={value!r} is outside [{low:g}, {high:g}]")
     pictures = np.stack([_picture(image) for image in images])
-    pipe = load_mini() if pipe is None else pipe
+    pipe = load_mini(device=training_device()) if pipe is None else pipe
     warn_unknown(prompts, getattr(pipe, "concepts", ()))
     name = adapter_name(Path(out).name if out is not None else name)
     torch.manual_seed(seed)
@@ -158,11 +152,11 @@ def split_concepts(concepts: Sequence[str], share: float = 0.15, seed: int = 0) 
 
 def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None,
                progress: bool | None = None) -> Path:
-    """Train the personal model of one vendor on most of the miniature's concepts, and save it.
+    """Train the personal model of one vendor on most of the miniature's concepts, on a GPU if there is one; save it.
 
     Args:
         style: one of ``STYLES``.
-        minutes: time budget on one core.
+        minutes: time budget.
         seed: seed of weights, order and noise; which concepts are held out never changes.
         out: folder; ``data/models/users/<style>`` when left out.
         progress: show a progress bar.
@@ -175,7 +169,7 @@ def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None
     """
     if style not in STYLES:
         raise ValueError(f"style={style!r} is not one of {', '.join(STYLES)}")
-    pipe = load_mini()
+    pipe = load_mini(device=training_device())
     kept, held = split_concepts(pipe.concepts)
     shown = load_emoji([style], kept)
     out = data_path("models", "users", style) if out is None else Path(out)
@@ -221,9 +215,9 @@ def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, set
     folder.mkdir(parents=True, exist_ok=True)
     StableDiffusionPipeline.save_lora_weights(
         folder, unet_lora_layers={key: value.to(torch.float16).contiguous() for key, value in state.items()},
-        weight_name=WEIGHTS)
+        weight_name=ADAPTER_FILE)
     command = meta.pop("command", "splitpoint.diffusion.personalize.personalize(images, prompts, out=...)")
-    write_meta(folder / WEIGHTS, kind="trained", command=command, seed=seed, settings=settings, **meta)
+    write_meta(folder / ADAPTER_FILE, kind="trained", command=command, seed=seed, settings=settings, **meta)
 
 
 def main() -> None:

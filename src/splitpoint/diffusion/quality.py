@@ -27,7 +27,7 @@ from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, 
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
 
-MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")
+MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")  # of the committed measurement, whoever may come later
 SCHEDULES = {  # other ways to space the steps over the noise levels, each as settings of ``HybridPipeline``
     "trailing": {"num_steps": 50, "scheduler": "euler", "scheduler_options": {"timestep_spacing": "trailing"}},
     "karras": {"num_steps": 50, "scheduler": "euler", "scheduler_options": {"use_karras_sigmas": True}},

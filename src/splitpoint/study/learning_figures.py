@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from splitpoint.study.figures import QUANTITIES, method_style, shortfall_lines, solve_time_lines
+from splitpoint.study.figures import QUANTITIES, method_style, solve_time_lines
 
 CURVE_QUANTITIES = ("reward", "accuracy", "latency_s")
 
@@ -47,15 +47,6 @@ def _band(ax, rows, quantity):
     colour = method_style("agent")[1]
     ax.plot(stats["episodes"], stats["mean"], color=colour, lw=1.3)
     ax.fill_between(stats["episodes"], stats["low"], stats["high"], color=colour, alpha=0.25, lw=0)
-
-
-def optimality_shortfall(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
-    """``figures.shortfall_lines`` of every learner and baseline.
-
-    Args:
-        table: ``data/learning/optimality.csv``.
-    """
-    return shortfall_lines(table, ax=ax)
 
 
 def ablation_intervals(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:

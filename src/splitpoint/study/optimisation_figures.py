@@ -9,7 +9,7 @@ import seaborn as sns
 
 from splitpoint.offloading import Instance, LatencyModel, SystemParameters, grant_gains, optimal_split
 from splitpoint.offloading.split import grant_gain
-from splitpoint.study.figures import COLOURS, mean_interval, numbered_style, shortfall_lines
+from splitpoint.study.figures import COLOURS, mean_interval, numbered_style
 
 
 def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_step_s: float, alpha: float,
@@ -120,11 +120,6 @@ def gain_map(instance: Instance, sets: dict[str, np.ndarray] | None = None, ax: 
     ax.tick_params(axis="y", rotation=0)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     return ax
-
-
-def shortfall_curves(table: pd.DataFrame, methods: Sequence[str], ax: plt.Axes | None = None) -> plt.Axes:
-    """``figures.shortfall_lines`` of these methods."""
-    return shortfall_lines(table, methods, ax)
 
 
 def batch_over_steps(edge_steps: Sequence[float], ax: plt.Axes | None = None) -> plt.Axes:

@@ -52,8 +52,10 @@ with PretendDevice():
     again = mini.train_mini("tiny", folder, 0.04, CONCEPTS, device="pretend", resume=True, progress=False)
     assert {p.device.type for p in again.unet.parameters()} == {"pretend"}
     assert mini.draw(again, ["rocket"], [0], 2).shape == (1, 64, 64, 3)
-    errors = mini.fit_autoencoder(again.vae, load_emoji(mini.STYLES, CONCEPTS).images[:8], 0.02, batch=4, progress=False)
-    assert len(errors) >= 1
+    images, options = load_emoji(mini.STYLES, CONCEPTS).images[:8], {"batch": 4, "progress": False}
+    first = mini.fit_autoencoder(again.vae, images, 0.02, checkpoint=folder / "vae.safetensors", **options)
+    errors = mini.fit_autoencoder(again.vae, images, 0.04, checkpoint=folder / "vae.safetensors", resume=True, **options)
+    assert len(errors) > len(first) >= 1
 """,
     "a personal model": """
 with PretendDevice():

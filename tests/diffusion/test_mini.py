@@ -16,6 +16,7 @@ from splitpoint.diffusion.mini import (
     build_tokenizer,
     draw,
     encode_images,
+    fit_autoencoder,
     fit_denoiser,
     load_mini,
     save_mini,
@@ -185,6 +186,33 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
     with pytest.raises(ValueError, match="another architecture"):
         fit_denoiser(build_mini(MiniSize(**{**SMALLEST.__dict__, "unet_channels": (32, 64)})), shown, 1.0,
                      checkpoint=checkpoint, resume=True, progress=False)
+
+
+def test_an_autoencoder_goes_on_where_it_was_interrupted_and_is_not_trained_twice(tmp_path):
+    images, checkpoint = load_emoji(["noto"], ["rocket", "red apple"]).images, tmp_path / "checkpoint.safetensors"
+    options = dict(batch=2, checkpoint=checkpoint, resume=True, progress=False)
+    pipe, finished = build_mini(SMALLEST), build_mini(SMALLEST)
+    first = fit_autoencoder(build_mini(SMALLEST).vae, images, 0.005, **options)
+    errors = fit_autoencoder(pipe.vae, images, 0.01, **options)
+    assert len(errors) > len(first) and errors[:len(first)] == pytest.approx(first)
+    assert fit_autoencoder(finished.vae, images, 0.01, **options) == pytest.approx(errors)
+    for one, other in zip(pipe.vae.parameters(), finished.vae.parameters()):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monkeypatch):
+    """The only one that trains the autoencoder too, as ``make train-mini`` does."""
+    monkeypatch.setitem(mini.SIZES, "small", MiniSize(**{**SMALLEST.__dict__, "vae_minutes": 0.01, "unet_minutes": 0.01}))
+    options = dict(out=tmp_path, concepts=["rocket", "red apple"], styles=["noto"], device="cpu", progress=False)
+    with monkeypatch.context() as cut:
+        cut.setattr(mini, "fit_denoiser", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train_mini("small", **options)
+    pipe = train_mini("small", resume=True, **options)
+    again = load_mini(tmp_path)
+    for part in ("vae", "unet", "text_encoder"):
+        for one, other in zip(getattr(pipe, part).parameters(), getattr(again, part).parameters()):
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-3)
 
 
 def test_a_tiny_one_is_trained_saved_and_read_back(tmp_path, pipe):

@@ -279,7 +279,8 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 
 def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed: int = 0, batch: int = 16,
-                    learning_rate: float = 1.5e-3, progress: bool | None = None) -> list[float]:
+                    learning_rate: float = 1.5e-3, checkpoint: Path | None = None, resume: bool = False,
+                    progress: bool | None = None) -> list[float]:
     """Train an autoencoder to give back images; then turn its latents so that each channel has mean 0 and variance 1.
 
     Args:
@@ -289,21 +290,27 @@ def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed
         seed: seed of the order of the images.
         batch: images a step.
         learning_rate: its peak.
+        checkpoint: safetensors file written every three minutes, and at the end.
+        resume: go on from ``checkpoint``.
         progress: show a progress bar.
 
     Returns:
         the mean absolute error of every step, pixel values from -1 to 1.
 
     Raises:
-        ValueError: for images of another shape.
+        ValueError: for images of another shape, or a checkpoint of another architecture.
     """
     pixels = to_pixels(images)
     device, rng = vae.device, torch.Generator().manual_seed(seed)
     vae.to(memory_format=torch.channels_last)
-    weights = list(vae.parameters())
-    optimizer = torch.optim.AdamW(weights, learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    errors = []
-    for part in time_budget(minutes, 0.0, progress, "autoencoder"):
+    weights = dict(vae.named_parameters())
+    trained = list(weights.values())
+    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    spent, errors = 0.0, []
+    if resume and checkpoint is not None and checkpoint.exists():
+        spent = _restore(checkpoint, weights, {}, optimizer, rng, errors)
+    saved = time.monotonic()
+    for part in time_budget(minutes, spent, progress, "autoencoder"):
         set_rate(optimizer, learning_rate, part, len(errors))
         x = pixels[torch.randint(len(pixels), (batch,), generator=rng)].to(device)
         posterior = vae.encode(x.contiguous(memory_format=torch.channels_last)).latent_dist
@@ -312,8 +319,13 @@ def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         blur = posterior.kl().mean() / posterior.mean[0].numel()
         loss = error.abs().mean() + 0.5 * colour + 0.3 * edges + 1e-5 * blur
-        update(optimizer, loss, weights)
+        update(optimizer, loss, trained)
         errors.append(error.detach().abs().mean().item())
+        if checkpoint is not None and time.monotonic() - saved > 180:
+            _checkpoint(checkpoint, weights, {}, optimizer, rng, errors, part * minutes)
+            saved = time.monotonic()
+    if checkpoint is not None:
+        _checkpoint(checkpoint, weights, {}, optimizer, rng, errors, max(minutes, spent))
     whiten_latents(vae, images)
     return errors
 
@@ -384,21 +396,16 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
     pipe._concepts = shown.concepts
     pipe.set_progress_bar_config(disable=True)
     out = Path(out) if out is not None else None
-    kept = out / "checkpoint.vae.safetensors" if out is not None else None
     if vae is None and size == "tiny":
         vae = load_mini().vae
     if vae is not None:
         pipe.register_modules(vae=vae)
-    elif resume and kept is not None and kept.exists():
-        pipe.vae.load_state_dict(load_file(kept))
     pipe.to(device)
-    if vae is None and not (resume and kept is not None and kept.exists()):
+    if vae is None:
         everything = load_emoji(styles)
         fit_autoencoder(pipe.vae, np.concatenate([shown.images] * 3 + [everything.images]), shape.vae_minutes, seed,
+                        checkpoint=None if out is None else out / "checkpoint.vae.safetensors", resume=resume,
                         progress=progress)
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            save_file(pipe.vae.state_dict(), kept)
     budget = shape.unet_minutes if minutes is None else minutes
     losses = fit_denoiser(pipe, shown, budget, seed, shape.batch, shape.learning_rate,
                           checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume,
@@ -496,7 +503,8 @@ def _assign(weights: dict, values: dict) -> None:
 
 def _checkpoint(path: Path, weights: dict, average: dict, optimizer, generator, losses: list, spent: float) -> None:
     state = {f"{kind}.{name}": value.contiguous() for name, weight in weights.items() for kind, value in
-             (("weight", weight.detach()), ("average", average[name]), *optimizer.state[weight].items())}
+             (("weight", weight.detach()), *optimizer.state[weight].items())}
+    state |= {f"average.{name}": value.contiguous() for name, value in average.items()}
     state |= {"generator": generator.get_state(), "losses": torch.tensor(losses),
               "spent": torch.tensor([spent], dtype=torch.float64)}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -513,9 +521,10 @@ def _restore(path: Path, weights: dict, average: dict, optimizer, generator, los
                          "train into an empty folder or give the same size")
     for name, weight in weights.items():
         weight.data.copy_(state[f"weight.{name}"])
-        average[name].copy_(state[f"average.{name}"])
         means = {key: state[f"{key}.{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[weight] = {"step": state[f"step.{name}"], **means}
+    for name, value in average.items():
+        value.copy_(state[f"average.{name}"])
     generator.set_state(state["generator"])
     losses.extend(state["losses"].tolist())
     return float(state["spent"])

@@ -1,5 +1,4 @@
 import csv
-import itertools
 import json
 
 import numpy as np
@@ -117,17 +116,33 @@ def test_sizes_that_would_take_too_long_are_left_out(monkeypatch):
     assert kept == {4: set(), 6: {1}, 14: {1, 2}, 16: {1, 2, 4}, None: {1, 2, 4}}
 
 
-def test_preparing_a_size_counts_as_time_of_its_curve(monkeypatch):
-    clock = itertools.count(step=10.0)  # ten seconds pass between two looks at it
-    monkeypatch.setattr(profile.time, "perf_counter", lambda: next(clock))
+def test_a_size_that_could_not_even_be_prepared_in_time_is_not_begun(monkeypatch):
+    now, begun = [0.0], []
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
-    rows = profile.measure(lambda batch: lambda: None, [1, 2, 4], repeats=5, limit_s=29)
-    assert {row["batch_size"] for row in rows} == {1}
+
+    def prepare(batch):
+        begun.append(batch)
+        now[0] += 40.0  # as long as a compilation
+        return lambda: None
+
+    rows = profile.measure(prepare, [1, 4, 16], repeats=5, limit_s=100)
+    assert begun == [1, 4] and {row["batch_size"] for row in rows} == {1, 4}
+
+
+def test_measuring_leaves_the_settings_of_torch_as_they_were(tiny):
+    cudnn, before = torch.backends.cudnn, (torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark)
+    seen = []
+    model = profile.build_model(tiny, torch.float32, "cpu")
+    model.register_forward_hook(lambda *_: seen.append((cudnn.allow_tf32, cudnn.benchmark)))
+    profile.profile_step_latency("tiny", [1], repeats=1, warmups=0, model=model, device="cpu")
+    assert seen == [(False, True)] and (cudnn.allow_tf32, cudnn.benchmark) == before != (False, True)
 
 
 def test_every_batch_size_of_a_compiled_curve_is_compiled(tiny, monkeypatch):
     """torch gives up after eight shapes by default, and would run the others as if not compiled, without an error."""
     compiled, real = [], torch.compile
+    monkeypatch.setattr(profile, "_predict", lambda model, architecture, latents, steps, context: latents * context.mean())
     monkeypatch.setattr(torch, "compile", lambda function, **options: real(
         function, backend=lambda graph, inputs: compiled.append(graph) or graph.forward, **options))
     sizes = list(range(1, 11))
@@ -143,6 +158,7 @@ def test_the_plan_of_the_script_can_be_measured_and_names_each_curve_once(device
         assert list(setting.batch_sizes) == sorted(setting.batch_sizes) and setting.repeats >= 20 and setting.limit_s < 480
     assert len({setting.key for setting in plan}) == len(plan)
     assert {setting.architecture for setting in plan} == {"mini", "sd15", "sdxl", "pixart"}
+    assert ("mini", "fp32", "channels_last", "True") in {setting.key for setting in plan}, "08 and a recipe read it"
     modes = profile.MODES if device == "cuda" else profile.MODES[:3]
     assert {setting.mode for setting in plan} == set(modes)
 
@@ -173,12 +189,50 @@ def test_an_interrupted_profile_continues_and_keeps_what_it_has(tiny, tmp_path, 
     monkeypatch.setattr(profile, "_profile", cut_off)
     with pytest.raises(KeyboardInterrupt):
         profile.run_profile(out, "cpu", settings=settings)
+    assert read_meta(out)["settings"]["curves"] == ["tiny fp32 eager False"]
     first = list(csv.DictReader(out.open()))
     monkeypatch.setattr(profile, "_profile", real)
     profile.run_profile(out, "cpu", settings=settings)
     rows = list(csv.DictReader(out.open()))
     assert rows[:4] == first and len(rows) == 8
-    assert read_meta(out)["kind"] == "measured" and read_meta(out)["settings"]["matrix_rate_flop_per_s"]["fp32"] == 1e9
+    assert read_meta(out)["kind"] == "measured" and {row[profile.RATE] for row in rows} == {"1000000000.0"}
+
+
+def test_the_sidecar_says_what_was_typed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
+    setting = profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0, 60.0)
+    seen = []
+    monkeypatch.setattr(profile, "default_settings", lambda device: [setting])
+    monkeypatch.setattr(profile, "_profile", lambda asked, *rest, real=profile._profile, **more: (
+        seen.append(asked) or real(asked, *rest, **more)))
+    monkeypatch.setattr("sys.argv", ["profile", "--device", "cpu", "--out", str(tmp_path / "m.csv"), "--curve-seconds", "90"])
+    profile.main()
+    assert [asked.limit_s for asked in seen] == [90.0]
+    command = read_meta(tmp_path / "m.csv")["command"]
+    assert command == "python -m splitpoint.diffusion.profile --out m.csv --device cpu --curve-seconds 90"
+
+
+def test_a_file_of_another_machine_is_not_continued(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
+    out, setting = tmp_path / "machine.csv", profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)
+    profile.run_profile(out, "cpu", settings=[setting])
+    monkeypatch.setattr(profile, "device_name", lambda: "another processor")
+    with pytest.raises(ValueError, match="out='machine.csv' holds measurements of .*; valid: a file of its own for another"):
+        profile.run_profile(out, "cpu", settings=[setting])
+
+
+def test_what_is_left_out_and_what_fails_is_said(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
+    monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
+    real = profile._profile
+    monkeypatch.setattr(profile, "_profile", lambda setting, *rest, **more: (
+        real(setting, *rest, **more) if setting.mode == "eager" else {}["no compiler"]))
+    settings = [profile.Setting("tiny", "fp32", mode, False, (1, 2, 4), 5, 0, 13.0) for mode in ("compile", "eager")]
+    profile.run_profile(tmp_path / "machine.csv", "cpu", settings=settings)
+    printed = capsys.readouterr().out
+    assert "compile guidance=False … not available here ('no compiler')" in printed
+    assert "without batch 4: longer than 13 s" in printed
+    assert {row["batch_size"] for row in csv.DictReader((tmp_path / "machine.csv").open())} == {"1", "2"}
 
 
 def test_the_budget_leaves_curves_for_another_run(tiny, tmp_path, capsys):

@@ -6,7 +6,7 @@ from splitpoint.files import write_meta
 from splitpoint.offloading import LatencyModel
 from splitpoint.offloading.profiles import Curve, TwoPieceLatency
 from splitpoint.study import latency_figures
-from splitpoint.study.latency_study import curve_name, fit_line, line_table, loss_of_the_line, matrix_rates, measured_curves
+from splitpoint.study.latency_study import curve_name, fit_line, line_table, loss_of_the_line, measured_curves, share_of_matrix_rate
 from splitpoint.study.records import results_path
 
 SIZES = np.array([1.0, 2, 4, 8, 12, 16, 18, 24])
@@ -39,10 +39,11 @@ def my_machine(scratch_project):
     path = results_path("my_machine.csv")
     path.parent.mkdir()
     line = LatencyModel(0.002, 0.003)
-    rows = [f"my box,mini,fp32,eager,False,{b:g},{r},ok,{line.step_latency_s(b)}" for b in SIZES for r in range(3)]
-    path.write_text("device,architecture,dtype,mode,guidance,batch_size,repeat,status,step_s\n" + "\n".join(rows))
-    write_meta(path, kind="measured", command="make profile", device="my box",
-               settings={"matrix_rate_flop_per_s": {"fp32": 1e9}})
+    rows = [f"my box,mini,fp32,eager,False,{b:g},{r},ok,{line.step_latency_s(b)},{1e6 * b:g},1e9"
+            for b in SIZES for r in range(3)]
+    columns = "device,architecture,dtype,mode,guidance,batch_size,repeat,status,step_s,model_flop,matrix_rate_flop_per_s"
+    path.write_text("\n".join([columns, *rows]))
+    write_meta(path, kind="measured", command="make profile", device="my box")
 
 
 def test_a_machine_of_ones_own_joins_the_tables(my_machine, capsys):
@@ -51,7 +52,8 @@ def test_a_machine_of_ones_own_joins_the_tables(my_machine, capsys):
     row = line_table().set_index("curve").loc["my box, fp32, eager"]
     assert row["k (ms)"] == pytest.approx(2) and row["h (ms)"] == pytest.approx(3)
     assert row["error, beyond"] == pytest.approx(0, abs=1e-9)
-    assert matrix_rates()["my box"]["fp32"] == 1e9
+    share = share_of_matrix_rate().loc[("my box, fp32, eager", "mini", False)]
+    assert share[[1, 8]].tolist() == pytest.approx([1e6 / 0.005 / 1e9, 8e6 / 0.019 / 1e9])
 
 
 def test_figures_draw_medians_and_errors():

@@ -7,14 +7,18 @@ does not depend on the weights' values (notebook 01 shows it on the miniature).
 
 import argparse
 import csv
+import gc
 import json
 import os
 import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,13 +32,14 @@ MODES = ("eager", "channels_last", "compile", "cuda_graphs")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
 FEW_BATCHES = (1, 2, 4, 8, 16)  # where a step is long
-COMPILED_BATCHES = (1, 4, 16, 32)  # each is compiled on its own, for up to half a minute
+COMPILED_BATCHES = (1, 4, 16)  # each is compiled on its own, for half a minute or more
 KEY = ("architecture", "dtype", "mode", "guidance")
 COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
            "step_s", "model_flop", "peak_memory_bytes", "threads", "torch_version")
+RATE = "matrix_rate_flop_per_s"  # column of files: of a large matrix product in the same number type
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """A denoising network by its published configuration.
 
@@ -68,6 +73,7 @@ PIXART = dict(sample_size=64, num_layers=28, num_attention_heads=16, attention_h
               use_additional_conditions=False)
 
 
+@lru_cache
 def architectures() -> dict[str, Architecture]:
     """The networks that can be profiled, by name; the miniature's configuration is read from its folder."""
     found = {}
@@ -105,6 +111,7 @@ def _cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     return torch.nn.Module.to(model, dtype)
 
 
+@lru_cache
 def model_flop(architecture: Architecture) -> int:
     """Operations of one pass over one latent (a multiply-add counts two), counted by torch on shapes alone."""
     with torch.device("meta"):
@@ -190,6 +197,7 @@ class DenoisingStep:
             for _ in range(2):
                 run()
         torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.reset_peak_memory_stats()  # a replay allocates nothing: the peak is the capture's
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=getattr(self, "pool", None)):
             run()
@@ -216,15 +224,13 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
         Rows with ``batch_size, repeat, status, step_s, peak_memory_bytes``.
     """
     device, runs, rows, peak = torch.device(device), {}, [], {}
-    began, planned_s = time.perf_counter(), 0.0
+    began, planned_s, prepared_s = time.perf_counter(), 0.0, 0.0
     for batch in batch_sizes:
+        start = time.perf_counter()
+        if limit_s is not None and start - began + planned_s + prepared_s > limit_s:
+            break  # preparing this size as long as the one before would already be too long
         try:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            run = prepare(batch)
-            for _ in range(warmups):
-                run()
-            synchronize(device)
+            run, peak[batch] = _prepared(prepare, batch, warmups, device)
         except RuntimeError as error:
             if not _out_of_memory(error):
                 raise
@@ -234,10 +240,10 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
             break
         if limit_s is not None:
             planned_s += repeats * time_once(run, device)
+            prepared_s = time.perf_counter() - start
             if time.perf_counter() - began + planned_s > limit_s:
                 break
         runs[batch] = run
-        peak[batch] = torch.cuda.max_memory_allocated() if device.type == "cuda" else ""
     order = random.Random(seed)
     with progress_bar("repeats", repeats, None if progress else False) as bar:
         for repeat in range(repeats):
@@ -246,6 +252,24 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
                                  peak_memory_bytes=peak[batch]))
             bar.update()
     return rows
+
+
+def _prepared(prepare: Callable[[int], Callable[[], None]], batch: int, warmups: int, device: torch.device):
+    """A warmed-up step, and the most memory it takes in bytes (CUDA only).
+
+    The first step is left out of that where there are others: it tries many kernels, each with its own workspace.
+    """
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    run = prepare(batch)
+    peak = torch.cuda.max_memory_allocated() if on_gpu else ""
+    for number in range(warmups):
+        run()
+        if on_gpu and number == 0 and warmups > 1:
+            torch.cuda.reset_peak_memory_stats()
+    synchronize(device)
+    return run, max(peak, torch.cuda.max_memory_allocated()) if on_gpu else ""
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -363,16 +387,33 @@ def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress:
         model = _cast(model, DTYPES[setting.dtype]).to(device)
     step = DenoisingStep(model, architecture, setting.mode, setting.guidance)
     flop = model_flop(architecture) * (2 if setting.guidance else 1)
-    torch.compiler.reset()  # by default torch gives up after eight shapes and runs further ones as if not compiled
-    with (torch.inference_mode() if setting.mode != "compile" else torch.no_grad(),
-          torch._dynamo.config.patch(recompile_limit=len(setting.batch_sizes))):
+    torch.compiler.reset()
+    with (torch.inference_mode() if setting.mode != "compile" else torch.no_grad(), _as_named(),
+          # by default torch gives up after eight shapes, and runs further ones as if not compiled
+          torch._dynamo.config.patch(recompile_limit=8 + len(setting.batch_sizes), fail_on_recompile_limit_hit=True)):
         rows = measure(step.prepare, sorted(setting.batch_sizes), setting.repeats, setting.warmups, device, seed,
                        progress, setting.limit_s)
-    name = torch.cuda.get_device_name() if device == "cuda" else device_name()
-    common = dict(device=name, device_type=device, architecture=setting.architecture, dtype=setting.dtype,
+    common = dict(device=machine_name(device), device_type=device, architecture=setting.architecture, dtype=setting.dtype,
                   mode=setting.mode, guidance=setting.guidance, threads=torch.get_num_threads(),
                   torch_version=torch.__version__)
     return [common | row | {"model_flop": flop * row["batch_size"]} for row in rows]
+
+
+@contextmanager
+def _as_named() -> Iterator[None]:
+    """fp32 means fp32 (cuDNN rounds to fewer bits by default), and convolutions run with the kernel that is fastest."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32, cudnn.benchmark = False, True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark = before
+
+
+def machine_name(device: str) -> str:
+    """What the steps run on, in words."""
+    return torch.cuda.get_device_name() if device == "cuda" else device_name()
 
 
 def measure_matrix_rate(dtype: str, device: str, size: int | None = None) -> float:
@@ -391,49 +432,57 @@ def default_settings(device: str) -> list[Setting]:
         return [Setting(architecture, dtype, mode, guidance, batch_sizes, 20, warmups, limit_s) for mode in modes]
 
     if device == "cuda":
-        plan = [*curves("sd15", "bf16", ("cuda_graphs", "eager", "channels_last"), BATCHES),
-                *curves("sd15", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+        plan = [*curves("sd15", "bf16", ("cuda_graphs", "channels_last"), BATCHES, limit_s=120.0),
                 *curves("mini", "bf16", ("cuda_graphs", "eager"), BATCHES),
-                *curves("mini", "fp32", ("eager",), BATCHES),
-                *curves("pixart", "bf16", ("cuda_graphs", "eager"), FEW_BATCHES),
-                *curves("sdxl", "bf16", ("cuda_graphs", "eager"), FEW_BATCHES),
-                *curves("sd15", "fp32", ("cuda_graphs", "eager"), FEW_BATCHES),
-                *curves("sd15", "bf16", ("cuda_graphs",), BATCHES, guidance=False),
+                *curves("mini", "fp32", ("channels_last", "eager"), BATCHES),
+                *curves("sd15", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+                *curves("pixart", "bf16", ("cuda_graphs",), FEW_BATCHES),
+                *curves("sdxl", "bf16", ("cuda_graphs",), FEW_BATCHES, limit_s=90.0),
+                *curves("sd15", "fp32", ("cuda_graphs",), FEW_BATCHES, limit_s=90.0),
+                # what one run has no time for, a second one measures
+                *curves("sd15", "bf16", ("eager",), BATCHES, limit_s=120.0),
+                *curves("sd15", "bf16", ("cuda_graphs",), BATCHES, guidance=False, limit_s=90.0),
+                *curves("pixart", "bf16", ("eager",), FEW_BATCHES),
+                *curves("sdxl", "bf16", ("eager",), FEW_BATCHES, limit_s=90.0),
+                *curves("sd15", "fp32", ("eager",), FEW_BATCHES, limit_s=90.0),
                 *curves("mini", "bf16", ("compile",), COMPILED_BATCHES, limit_s=100.0),
                 *curves("pixart", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
-                *curves("sdxl", "bf16", ("compile",), COMPILED_BATCHES[:3], limit_s=150.0),
-                *curves("sd15", "fp32", ("compile",), COMPILED_BATCHES[:3], limit_s=150.0)]
+                *curves("sd15", "fp32", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+                *curves("sdxl", "bf16", ("compile",), COMPILED_BATCHES, limit_s=300.0)]
     else:
         plan = [*curves("mini", "fp32", ("channels_last",), BATCHES),
                 *curves("mini", "bf16", ("channels_last",), BATCHES),
                 *curves("mini", "fp32", ("eager",), BATCHES),
                 *curves("mini", "fp32", ("channels_last",), BATCHES, guidance=False),
                 *curves("mini", "fp32", ("compile",), FEW_BATCHES),
-                *curves("sd15", "bf16", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
-                *curves("pixart", "bf16", ("eager",), (1,), guidance=False, warmups=1),
                 *curves("sd15", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
-                *curves("sdxl", "bf16", ("channels_last",), (1,), guidance=False, warmups=1)]
+                *curves("pixart", "fp32", ("eager",), (1, 2, 3), guidance=False, warmups=1),
+                *curves("sd15", "bf16", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
+                *curves("sdxl", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1)]
     have = architectures()
     return [s for s in plan if s.architecture in have]
 
 
 def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, settings: Sequence[Setting] | None = None,
-                seed: int = 0) -> None:
+                seed: int = 0, options: str = "") -> None:
     """Measure all settings that fit the budget into one file; finished curves are kept and not measured again.
 
     Args:
-        out: CSV file; beside it comes its sidecar with the machine's matrix rates.
+        out: CSV file with ``COLUMNS`` and the machine's matrix rate beside each curve; next to it comes its sidecar.
         device: the best there is if left out.
         budget_s: a curve that might end after so many seconds is left for another run.
         settings: curves; ``default_settings(device)`` if left out.
+        seed: of weights and order.
+        options: of the command line, for the sidecar.
     """
     device, out, start = device or best_device(), Path(out), time.perf_counter()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
-    torch.backends.cudnn.benchmark = True
     settings = list(default_settings(device) if settings is None else settings)
     for setting in settings:
         _check(setting, device)
     rows = list(csv.DictReader(out.open())) if out.exists() else []
+    for other in {row["device"] for row in rows} - {machine_name(device)}:
+        raise ValueError(f"out={out.name!r} holds measurements of {other}; valid: a file of its own for "
+                         f"{machine_name(device)}")
     done = {tuple(row[c] for c in KEY) for row in rows}
     waiting = [s for s in settings if s.key not in done]
     for number, setting in enumerate(waiting, 1):
@@ -444,27 +493,42 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         began = time.perf_counter()
         try:
             found = _profile(setting, device, seed=seed)
-        except (RuntimeError, NotImplementedError) as error:  # a mode that this machine lacks, for instance no compiler
-            print(f" not available here ({str(error).splitlines()[0][:90]})", flush=True)
+        except Exception as error:  # a mode that this machine lacks, for instance no compiler
+            print(f" not available here ({(str(error).splitlines() or [repr(error)])[0][:90]})", flush=True)
+            if device == "cuda":
+                traceback.print_exc()
+                torch.cuda.synchronize()  # fails, and ends the run, if the GPU is of no more use
             continue
         finally:
             if device == "cuda":
+                gc.collect()  # a step and its compiled function hold each other
                 torch.cuda.empty_cache()
-        if not found:
-            print(f" {setting.repeats} steps would take more than {setting.limit_s:.0f} s here: left out", flush=True)
-            continue
-        rows += found
-        write_rows(out, rows, COLUMNS)
-        print(f" {time.perf_counter() - began:.0f} s", flush=True)
-    if out.exists():
-        rates = {name: measure_matrix_rate(name, device) for name in ("fp32", "bf16")}
-        root = project_root()
-        place = out.resolve().relative_to(root).as_posix() if root in out.resolve().parents else out.name
-        write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {place}", seed=seed,
-                   device=torch.cuda.get_device_name() if device == "cuda" else device_name(),
-                   settings={"curves": sorted({" ".join(row[c] for c in KEY) for row in csv.DictReader(out.open())}),
-                             "matrix_rate_flop_per_s": rates,
-                             "tf32": False, "cudnn_benchmark": True})
+        left_out = sorted(set(setting.batch_sizes) - {row["batch_size"] for row in found})
+        if found:
+            rate = measure_matrix_rate(setting.dtype, device)  # now: a shared machine has another one an hour later
+            rows += [row | {RATE: rate} for row in found]
+            write_rows(out, rows, (*COLUMNS, RATE))
+            _write_sidecar(out, rows, device, seed, options)
+            print(f" {time.perf_counter() - began:.0f} s", end="", flush=True)
+        if left_out and not any(row["status"] == "out_of_memory" for row in found):
+            print(f" without batch {', '.join(map(str, left_out))}: longer than {setting.limit_s:.0f} s", end="", flush=True)
+        print(flush=True)
+
+
+def _write_sidecar(out: Path, rows: Sequence[dict], device: str, seed: int, options: str) -> None:
+    root = project_root()
+    place = out.resolve().relative_to(root).as_posix() if root in out.resolve().parents else out.name
+    write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {place}{options}", seed=seed,
+               licence="MIT", device=machine_name(device),
+               settings={"curves": sorted({" ".join(str(row[c]) for c in KEY) for row in rows}), "tf32": False,
+                         "cudnn_benchmark": True})
+
+
+def _options(words: Sequence[str]) -> str:
+    """What was typed, without the file: ``--only mini`` of ``--out FILE --only mini``."""
+    place = next(i for i, word in enumerate(words) if word.split("=")[0] == "--out")
+    rest = [*words[:place], *words[place + (1 if "=" in words[place] else 2):]]
+    return "".join(f" {word}" for word in rest)
 
 
 def main() -> None:
@@ -472,13 +536,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="CSV file; run again to continue")
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"))
     parser.add_argument("--budget-seconds", type=float, default=480.0)
+    parser.add_argument("--curve-seconds", type=float, help="the most one curve may take; by default 60 to 180")
     parser.add_argument("--only", nargs="*", default=[], help="architectures, all if left out")
     arguments = parser.parse_args()
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     device = arguments.device or best_device()
-    settings = [s for s in default_settings(device) if not arguments.only or s.architecture in arguments.only]
-    run_profile(arguments.out, device, arguments.budget_seconds, settings)
+    settings = [replace(s, limit_s=arguments.curve_seconds or s.limit_s) for s in default_settings(device)
+                if not arguments.only or s.architecture in arguments.only]
+    run_profile(arguments.out, device, arguments.budget_seconds, settings, options=_options(sys.argv[1:]))
 
 
 if __name__ == "__main__":

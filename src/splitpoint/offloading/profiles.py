@@ -13,6 +13,7 @@ from splitpoint.offloading.problem import Profiles, published_profiles
 
 KEY = ("device", "architecture", "dtype", "mode", "guidance")
 REQUIRED = (*KEY, "batch_size", "repeat", "status", "step_s")
+RATE = "matrix_rate_flop_per_s"  # of a large matrix product on the same machine; a file may lack it
 STATUSES = ("ok", "out_of_memory")
 #: lines are fitted up to the largest batch that the released edge admits
 LARGEST_BATCH = 18

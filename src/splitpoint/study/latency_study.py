@@ -10,7 +10,9 @@ import pandas as pd
 from splitpoint.files import data_path, project_root, read_meta, results_path
 from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.profiles import (
+    KEY,
     LARGEST_BATCH,
+    RATE,
     Curve,
     fit_two_piece,
     latency_fits,
@@ -44,10 +46,23 @@ def curve_name(key: tuple[str, ...]) -> str:
     return f"{' '.join(machine)}, {key[2]}, {key[3]}"
 
 
-def matrix_rates() -> dict[str, dict[str, float]]:
-    """Measured rate of a large matrix product by device and number type, operations a second."""
-    metas = [read_meta(path) for path in profile_files()]
-    return {meta["device"]: meta["settings"]["matrix_rate_flop_per_s"] for meta in metas}
+def share_of_matrix_rate() -> pd.DataFrame:
+    """Operations a second of every measured step over those of a large matrix product on the same machine.
+
+    Returns:
+        A row a curve, indexed by ``curve, architecture, guidance``; a column a batch size. The product is in the
+        curve's number type, measured with it; a file without its rate is left out.
+    """
+    found = []
+    for path in profile_files():
+        rows = pd.read_csv(path)
+        if RATE not in rows:
+            continue
+        rows = rows[rows["status"] == "ok"]
+        rows = rows.assign(curve=[curve_name(key) for key in rows[list(KEY)].itertuples(index=False)])
+        medians = rows.groupby(["curve", "architecture", "guidance", "batch_size"])[["step_s", "model_flop", RATE]].median()
+        found.append((medians["model_flop"] / medians["step_s"] / medians[RATE]).unstack())
+    return pd.concat(found)
 
 
 def line_table() -> pd.DataFrame:

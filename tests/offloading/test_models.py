@@ -65,6 +65,18 @@ def test_nonnegative_fit_goes_through_the_origin_where_the_plain_one_is_below():
     assert fit_latency(BATCHES, positive, nonnegative=True).model == fit_latency(BATCHES, positive).model
 
 
+def test_times_that_do_not_grow_with_the_batch_have_a_level_line():
+    """A small network leaves a GPU idle: every batch takes the launches' time, give or take."""
+    sizes, seconds = np.unique(BATCHES), np.array([5.2, 5.1, 5.0, 5.1, 4.9, 5.0, 4.8]) * 1e-3
+    for nonnegative in (False, True):
+        fit = fit_latency(sizes, seconds, nonnegative)
+        assert fit.model.slope_s == 0 and fit.model.intercept_s == pytest.approx(seconds.mean())
+        assert fit.intervals["slope_s"][0] == 0 <= fit.intervals["slope_s"][1]
+        half = stats.t.ppf(0.975, 6) * seconds.std(ddof=1) / np.sqrt(7)
+        assert fit.intervals["intercept_s"] == pytest.approx((seconds.mean() - half, seconds.mean() + half))
+        assert fit.r_squared == pytest.approx(0) and (fit.covariance >= 0).all()
+
+
 @given(st.floats(0.01, 0.3), st.floats(20, 180))
 def test_accuracy_fit_recovers_the_curve(steepness, midpoint):
     split = np.linspace(0, 200, 11)

@@ -342,7 +342,7 @@ def load_users(base: str | Path | StableDiffusionPipeline,
         merge: give each LoRA user a copy of the denoiser with the adapter merged into it: faster steps for more
             memory, the same up to rounding.
         dtype: of the weights; as stored if left out.
-        device: where to put the pipelines, for instance "cuda".
+        device: where to put the pipelines, one that was given too; for instance "cuda".
 
     Returns:
         The edge's pipeline, and name -> ``User``; LoRA users share the edge's weights.
@@ -358,6 +358,8 @@ def load_users(base: str | Path | StableDiffusionPipeline,
     if not personal:
         raise ValueError("personal is empty: at least one user's model is needed")
     edge = base if isinstance(base, StableDiffusionPipeline) else _load_pipeline(base, dtype, device)
+    if device is not None:
+        edge.to(device)
     users = {}
     for name, path in personal.items():
         if _is_adapter(path) and merge:

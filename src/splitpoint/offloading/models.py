@@ -91,7 +91,7 @@ class Fit:
 
 
 def fit_latency(batch: ArrayLike, seconds: ArrayLike, nonnegative: bool = False) -> Fit:
-    """Least-squares line through step latencies.
+    """Least-squares line through step latencies; one that would fall with the batch is held level.
 
     Args:
         batch: batch sizes, shape (n,), at least two different ones.
@@ -100,7 +100,8 @@ def fit_latency(batch: ArrayLike, seconds: ArrayLike, nonnegative: bool = False)
             takes no negative time; the slope is then that of a line through the origin.
 
     Returns:
-        The fit; with ``nonnegative`` and a bound that holds, the intercept's interval begins at zero.
+        The fit. Where a bound holds, that number's interval begins at zero: the intercept's with ``nonnegative``, the
+        slope's where times only scatter around a constant (a GPU that a small network leaves idle).
 
     Raises:
         ValueError: for fewer than three points, mismatched lengths, a single batch size, or a number that is not
@@ -121,6 +122,11 @@ def fit_latency(batch: ArrayLike, seconds: ArrayLike, nonnegative: bool = False)
         upper = max(0.0, intervals["intercept_s"][1])
         intercept, covariance = 0.0, np.diag([variance[0, 0], 0.0])
         intervals = _intervals(("slope_s",), (slope,), variance, len(batch) - 1) | {"intercept_s": (0.0, upper)}
+    if slope < 0:
+        (intercept,), variance = _least_squares(design[:, 1:], seconds)
+        upper = max(0.0, intervals["slope_s"][1])
+        slope, covariance = 0.0, np.diag([0.0, variance[0, 0]])
+        intervals = {"slope_s": (0.0, upper)} | _intervals(("intercept_s",), (intercept,), variance, len(batch) - 1)
     residuals = seconds - (slope * batch + intercept)
     return Fit(LatencyModel(float(slope), float(intercept)), intervals, residuals,
                _r_squared(seconds, residuals), covariance)

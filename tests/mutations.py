@@ -21,6 +21,7 @@ WINDOWS, ENV = "tests/learning/test_windows.py", "tests/learning/test_env.py"
 REPLAY, AGENT = "tests/learning/test_replay.py", "tests/learning/test_agent.py"
 HYBRID, QUALITY = "tests/diffusion/test_hybrid.py", "tests/diffusion/test_quality.py"
 PROFILE, PERSONALIZE = "tests/diffusion/test_profile.py", "tests/diffusion/test_personalize.py"
+DEVICES = "tests/diffusion/test_devices.py"
 MINI, EMOJI = "tests/diffusion/test_mini.py", "tests/diffusion/test_emoji.py"
 RECORDS, SWEEPS = "tests/study/test_records.py", "tests/study/test_sweeps.py"
 ACCURACY, ONLINE = "tests/study/test_accuracy_study.py", "tests/study/test_online.py"
@@ -33,7 +34,11 @@ MUTATIONS = [
     ("offloading/models.py", "stats.t.ppf((1 + CONFIDENCE) / 2, len(fit", "stats.t.ppf(CONFIDENCE, len(fit",
      f"{MODELS} -k scipy"),
     ("offloading/models.py", "/ (len(target) - design.shape[1])", "/ len(target)", f"{MODELS} -k scipy"),
-    ("offloading/models.py", "upper = max(0.0, ", "upper = min(0.0, ", f"{MODELS} -k origin"),
+    ("offloading/models.py", 'upper = max(0.0, intervals["intercept_s"]', 'upper = min(0.0, intervals["intercept_s"]',
+     f"{MODELS} -k origin"),
+    ("offloading/models.py", "if slope < 0:", "if slope < -1:", f"{MODELS} -k level_line"),
+    ("offloading/models.py", "_least_squares(design[:, 1:], seconds)", "_least_squares(design[:, :1], seconds)",
+     f"{MODELS} -k level_line"),
     ("offloading/models.py", "(target - target.mean()) ** 2", "target ** 2", f"{MODELS} -k scipy"),
     ("offloading/models.py", "residuals = seconds - (slope * batch + intercept)",
      "residuals = slope * batch + intercept - seconds", f"{MODELS} -k scipy"),
@@ -134,6 +139,10 @@ MUTATIONS = [
      f"{PROFILE} -k seconds"),
     ("diffusion/profile.py", "2 * size**3", "size**3", f"{PROFILE} -k seconds"),
     ("diffusion/profile.py", "2 if setting.guidance else 1", "1 if setting.guidance else 2", f"{PROFILE} -k columns"),
+    ("diffusion/profile.py", "recompile_limit=8 + len(setting.batch_sizes)", "recompile_limit=8", f"{PROFILE} -k compiled"),
+    ("diffusion/profile.py", "planned_s + prepared_s > limit_s", "planned_s > limit_s", f"{PROFILE} -k prepared_in_time"),
+    ("diffusion/profile.py", "error = error.__context__", "error = None", f"{PROFILE} -k captured"),
+    ("diffusion/profile.py", "cudnn.allow_tf32, cudnn.benchmark = before", "pass", f"{PROFILE} -k settings_of_torch"),
     ("diffusion/personalize.py", 'noise if scheduler.config.prediction_type == "epsilon"',
      'noise if scheduler.config.prediction_type != "epsilon"', f"{PERSONALIZE} -k target"),
     ("diffusion/personalize.py", "generator=generator) < 0.1", "generator=generator) > 0.1", f"{PERSONALIZE} -k tenth"),
@@ -142,6 +151,9 @@ MUTATIONS = [
     ("diffusion/mini.py", "pipe(prompts[start:start + batch]", "pipe(prompts[:len(generators)]", f"{MINI} -k seed_and"),
     ("diffusion/mini.py", "trained, 1 - keep)", "trained, keep)", f"{MINI} -k running_mean"),
     ("diffusion/fitting.py", "(1 + math.cos(math.pi * part))", "(1 - math.cos(math.pi * part))", f"{MINI} -k warms_up"),
+    ("diffusion/mini.py", '.to(weight.device) for key in', 'for key in', f"{DEVICES} -k interruption"),
+    ("diffusion/mini.py", "value.contiguous() for name, weight", "value for name, weight", f"{MINI} -k all_parts"),
+    ("diffusion/mini.py", "resume=resume,\n                        progress", "progress", f"{MINI} -k all_parts"),
     ("diffusion/mini.py", 'generator.set_state(state["generator"])', "pass", f"{MINI} -k resumed"),
     ("diffusion/mini.py", "beta_end=0.012", "beta_end=0.02", f"{MINI} -k noise_level"),
     ("diffusion/mini.py", "2 * scale.log()", "scale.log()", f"{MINI} -k whitening"),

@@ -208,7 +208,9 @@ def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monk
         cut.setattr(mini, "fit_denoiser", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train_mini("small", **options)
+    trained = load_file(tmp_path / "checkpoint.vae.safetensors")["losses"]
     pipe = train_mini("small", resume=True, **options)
+    assert torch.equal(trained, load_file(tmp_path / "checkpoint.vae.safetensors")["losses"])
     again = load_mini(tmp_path)
     for part in ("vae", "unet", "text_encoder"):
         for one, other in zip(getattr(pipe, part).parameters(), getattr(again, part).parameters()):

@@ -24,7 +24,7 @@ from splitpoint.diffusion.mini import (
     warn_unknown,
     whiten_latents,
 )
-from splitpoint.files import data_path
+from splitpoint.files import data_path, read_meta
 
 SMALLEST = MiniSize((32, 32), 1, (False, True), (8, 8, 8, 8), 32, 1, 8, 1e-3, 0.0, 0.0)
 
@@ -202,8 +202,8 @@ def test_an_autoencoder_goes_on_where_it_was_interrupted_and_is_not_trained_twic
 
 def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monkeypatch):
     """The only one that trains the autoencoder too, as ``make train-mini`` does."""
-    monkeypatch.setitem(mini.SIZES, "small", MiniSize(**{**SMALLEST.__dict__, "vae_minutes": 0.01, "unet_minutes": 0.01}))
-    options = dict(out=tmp_path, concepts=["rocket", "red apple"], styles=["noto"], device="cpu", progress=False)
+    monkeypatch.setitem(mini.SIZES, "small", SMALLEST)
+    options = dict(out=tmp_path, minutes=0.01, vae_minutes=0.01, concepts=["rocket", "red apple"], styles=["noto"], device="cpu", progress=False)
     with monkeypatch.context() as cut:
         cut.setattr(mini, "fit_denoiser", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -211,6 +211,7 @@ def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monk
     trained = load_file(tmp_path / "checkpoint.vae.safetensors")["losses"]
     pipe = train_mini("small", resume=True, **options)
     assert torch.equal(trained, load_file(tmp_path / "checkpoint.vae.safetensors")["losses"])
+    assert read_meta(tmp_path / mini._WEIGHTS[0])["command"].endswith("--size small --minutes 0.01 --vae-minutes 0.01")
     again = load_mini(tmp_path)
     for part in ("vae", "unet", "text_encoder"):
         for one, other in zip(getattr(pipe, part).parameters(), getattr(again, part).parameters()):
@@ -226,7 +227,7 @@ def test_a_tiny_one_is_trained_saved_and_read_back(tmp_path, pipe):
 
 
 @pytest.mark.parametrize(("given", "says"), [
-    ({"size": "huge"}, "huge"), ({"minutes": 0}, "minutes=0"), ({"concepts": ["no such thing"]}, "no such thing"),
+    ({"size": "huge"}, "huge"), ({"minutes": 0}, "minutes=0"), ({"vae_minutes": -1}, "vae_minutes=-1"), ({"concepts": ["no such thing"]}, "no such thing"),
     ({"styles": ["apple"], "concepts": ["rocket"]}, "apple")])
 def test_bad_training_requests(given, says):
     with pytest.raises(ValueError, match=says):

@@ -1,5 +1,7 @@
 """Personal models: small, each its own, off without a trace, and open to a reader's own pictures."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,15 @@ def test_a_file_in_two_namings_is_refused_instead_of_loaded_by_half(tmp_path, pi
         with pytest.raises(ValueError, match="142 tensors of which"):
             load()
         assert not {"half", adapter_name(tmp_path.name)} & set(getattr(pipe.unet, "peft_config", {}))  # nothing of it is left behind
+
+
+def test_a_report_of_one_user_keeps_what_was_measured_of_others(tmp_path, monkeypatch, pipe):
+    monkeypatch.setattr(personal, "data_path", lambda *parts: tmp_path.joinpath(*parts[2:]))
+    monkeypatch.setattr(personal, "load_mini", lambda: pipe)
+    monkeypatch.setattr(personal, "attach_user", lambda *_: None)
+    for share, styles in ((0.25, ["noto", "fluent"]), (0.75, ["fluent"])):
+        monkeypatch.setattr(personal, "style_accuracy", lambda *_, share=share: share)
+        monkeypatch.setattr("sys.argv", ["personalize", "--only-report", "--style", *styles])
+        personal.main()
+    rows = list(csv.DictReader((tmp_path / "style_accuracy.csv").open()))
+    assert [(row["style"], row["accuracy"]) for row in rows] == [("noto", "0.25")] * 4 + [("fluent", "0.75")] * 4

@@ -315,7 +315,7 @@ def main() -> None:
     """Train the judges that were asked for, print how well each does on what it never saw, save them."""
     parser = argparse.ArgumentParser(description="Train the judges of the miniature's images.")
     for name in ("concepts", "styles", "clip"):
-        parser.add_argument(f"--{name}", action="store_true")
+        parser.add_argument(f"--{name}", action="store_true", help="train this one; all three if none is named")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--check-minutes", type=float, default=3.0, help="for the unseen-vendor check")
     parser.add_argument("--seed", type=int, default=0)
@@ -324,6 +324,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.report:
         _report(given.steps)
+    elif not (given.concepts or given.styles or given.clip):
+        given.concepts = given.styles = given.clip = True
     if not (given.concepts or given.styles or given.clip):
         return
     known = default_concepts()

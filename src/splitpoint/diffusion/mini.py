@@ -362,7 +362,7 @@ def whiten_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
 def train_mini(size: str = "small", out: Path | None = None, minutes: float | None = None,
                concepts: Sequence[str] | None = None, styles: Sequence[str] = STYLES, seed: int = 0,
                resume: bool = False, vae: AutoencoderKL | None = None, device: str | None = None,
-               progress: bool | None = None) -> MiniPipeline:
+               progress: bool | None = None, vae_minutes: float | None = None) -> MiniPipeline:
     """Train the miniature, and return it.
 
     Args:
@@ -376,6 +376,7 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
         vae: a trained autoencoder to reuse; "tiny" reuses the committed miniature's when left out.
         device: where to train; a GPU if there is one.
         progress: show progress bars.
+        vae_minutes: budget for the autoencoder; the size's own when left out.
 
     Returns:
         the trained pipeline, on ``device``.
@@ -385,8 +386,9 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
     """
     if size not in SIZES:
         raise ValueError(f"size={size!r} is not one of {', '.join(SIZES)}")
-    if minutes is not None and not minutes > 0:
-        raise ValueError(f"minutes={minutes!r} is not a positive number of minutes")
+    for name, value in (("minutes", minutes), ("vae_minutes", vae_minutes)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value!r} is not a positive number of minutes")
     shape = SIZES[size]
     device = device or training_device()
     if concepts is None:
@@ -401,9 +403,10 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
     if vae is not None:
         pipe.register_modules(vae=vae)
     pipe.to(device)
+    vae_budget = shape.vae_minutes if vae_minutes is None else vae_minutes
     if vae is None:
         everything = load_emoji(styles)
-        fit_autoencoder(pipe.vae, np.concatenate([shown.images] * 3 + [everything.images]), shape.vae_minutes, seed,
+        fit_autoencoder(pipe.vae, np.concatenate([shown.images] * 3 + [everything.images]), vae_budget, seed,
                         checkpoint=None if out is None else out / "checkpoint.vae.safetensors", resume=resume,
                         progress=progress)
     budget = shape.unet_minutes if minutes is None else minutes
@@ -411,9 +414,12 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
                           checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume,
                           progress=progress)
     if out is not None:
-        save_mini(pipe, out, shown.concepts, f"python -m splitpoint.diffusion.mini --size {size} --minutes {budget:g}", seed,
-                  {**asdict(shape), "unet_minutes": budget, "styles": list(styles), "concepts": len(shown.concepts),
-                   "unet_steps": len(losses), "final_loss": float(np.mean(losses[-200:]))})
+        command = f"python -m splitpoint.diffusion.mini --size {size} --minutes {budget:g}"
+        if vae_minutes is not None:
+            command += f" --vae-minutes {vae_minutes:g}"
+        save_mini(pipe, out, shown.concepts, command, seed,
+                  {**asdict(shape), "vae_minutes": vae_budget, "unet_minutes": budget, "styles": list(styles),
+                   "concepts": len(shown.concepts), "unet_steps": len(losses), "final_loss": float(np.mean(losses[-200:]))})
     return pipe
 
 
@@ -541,8 +547,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Train the miniature.")
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--out", type=Path, default=data_path("models", "mini"))
-    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--minutes", type=float, help="for U-Net and text encoder")
+    parser.add_argument("--vae-minutes", type=float, help="for the autoencoder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
-    train_mini(given.size, given.out, given.minutes, seed=given.seed, resume=given.resume)
+    train_mini(given.size, given.out, given.minutes, seed=given.seed, resume=given.resume,
+               vae_minutes=given.vae_minutes)

@@ -6,6 +6,7 @@ vendor's again.
 """
 
 import argparse
+import csv
 import json
 import math
 from collections.abc import Sequence
@@ -244,6 +245,9 @@ def main() -> None:
                              "accuracy": share})
                 print(json.dumps(rows[-1]), flush=True)
     path = data_path("models", "users", "style_accuracy.csv")
+    if path.exists():  # what was measured of other users stays
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["style"] not in given.style] + rows
     write_rows(path, rows)
     write_meta(path, kind="measured", command="python -m splitpoint.diffusion.personalize --only-report", seed=0,
                licence="MIT",

@@ -10,14 +10,14 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 .PHONY: figures test notebooks profile train-mini assignments grade clean
 
 figures: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.study.run_notebooks --mode $(MODE)
+	$(BIN)/python scripts/run_notebooks.py --mode $(MODE)
 
 test: $(VENV)/.extras
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # the same as figures, but writes the outputs into notebooks/ for committing
 notebooks: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.study.run_notebooks --mode $(MODE) --in-place
+	$(BIN)/python scripts/run_notebooks.py --mode $(MODE) --in-place
 
 $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.11" % v)'

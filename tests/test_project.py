@@ -15,13 +15,18 @@ from splitpoint.files import KINDS, meta_path, project_root, read_meta
 ROOT = project_root()
 SOURCE = ROOT / "src" / "splitpoint"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+GROUND = {"checks", "files", "progress", "tables"}
 MAY_IMPORT = {
+    "checks": set(),
     "files": set(),
     "progress": set(),
-    "diffusion": {"files", "progress"},
-    "offloading": {"files"},
-    "learning": {"files", "progress", "offloading"},
-    "study": {"files", "progress", "offloading", "learning", "diffusion"},
+    "tables": {"checks", "files", "progress"},
+    "diffusion": GROUND,
+    "offloading": GROUND,
+    "edge": GROUND | {"offloading"},
+    "learning": GROUND | {"offloading", "edge"},
+    "serving": GROUND | {"offloading", "edge", "diffusion"},
+    "study": GROUND | {"offloading", "edge", "learning", "diffusion", "serving"},
 }
 
 
@@ -40,15 +45,20 @@ def imported_rooms(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_import_arrows(room):
-    for path in [SOURCE / f"{room}.py"] if room in ("files", "progress") else sorted((SOURCE / room).rglob("*.py")):
+    for path in [SOURCE / f"{room}.py"] if room in GROUND else sorted((SOURCE / room).rglob("*.py")):
         assert imported_rooms(path) <= MAY_IMPORT[room] | {room}, path.name
 
 
-@pytest.mark.parametrize("module, absent", [
-    ("splitpoint.offloading", {"torch", "diffusers", "stable_baselines3", "matplotlib", "cvxpy", "highspy",
-                               "splitpoint.diffusion"}),
-    ("splitpoint.diffusion.profile", {"pandas", "torchmetrics", "matplotlib", "splitpoint.offloading"}),
-])
+@pytest.mark.parametrize(
+    "module, absent",
+    [
+        (
+            "splitpoint.offloading",
+            {"torch", "diffusers", "stable_baselines3", "matplotlib", "cvxpy", "highspy", "splitpoint.diffusion"},
+        ),
+        ("splitpoint.diffusion.profile", {"pandas", "torchmetrics", "matplotlib", "splitpoint.offloading"}),
+    ],
+)
 def test_light_imports(module, absent):
     pytest.importorskip("diffusers")
     code = f"import sys, {module}; print(*sys.modules)"
@@ -65,8 +75,11 @@ def test_environment_repeats_the_pinned_list():
 
 
 def data_files() -> list[Path]:
-    return [p for p in (ROOT / "data").rglob("*")
-            if p.is_file() and not p.name.endswith(".meta.json") and p.name not in ("README.md", ".gitignore")]
+    return [
+        p
+        for p in (ROOT / "data").rglob("*")
+        if p.is_file() and not p.name.endswith(".meta.json") and p.name not in ("README.md", ".gitignore")
+    ]
 
 
 def sidecar_of(path: Path) -> Path:

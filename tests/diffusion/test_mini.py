@@ -73,7 +73,7 @@ def test_guidance_can_be_off(pipe):
 
 
 def test_most_images_show_what_the_prompt_asked_for(pipe):
-    from splitpoint.diffusion.evaluators import load_concept_classifier
+    from splitpoint.diffusion.judges import load_concept_classifier
     prompts = ["red apple", "rocket", "umbrella", "sunflower", "guitar", "strawberry"] * 2
     said = load_concept_classifier().classify(draw(pipe, prompts, range(len(prompts)), 20))
     assert np.mean([a == b for a, b in zip(said, prompts)]) >= 0.6

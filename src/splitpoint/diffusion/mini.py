@@ -34,7 +34,7 @@ from splitpoint.diffusion.emoji import (
     load_emoji,
     nearest,
 )
-from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, training_device, update
+from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, WEIGHTS_LICENCE, load_emoji
-from splitpoint.diffusion.fitting import bfloat16_is_fast, set_rate, time_budget, training_device, update
+from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, add_adapter, mini_users
 from splitpoint.diffusion.mini import NUM_TRAIN_STEPS, draw, encode_images, load_mini, token_ids, warn_unknown
 from splitpoint.files import data_path, read_meta, write_meta, write_rows
@@ -191,7 +191,7 @@ def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[
         prompts: one image each; the first has seed 0, each next prompt the next seed.
         num_steps: denoising steps.
     """
-    from splitpoint.diffusion.evaluators import load_style_classifier
+    from splitpoint.diffusion.judges import load_style_classifier
     images = draw(pipe, prompts, range(len(prompts)), num_steps)
     return float(np.mean([said == style for said in load_style_classifier().classify(images)]))
 

@@ -7,7 +7,7 @@ loaded when it is first used.
 from splitpoint.learning.agent import Agent, TrainingSettings, evaluate_agent, load_agent, train_agent
 from splitpoint.learning.env import OffloadingEnv, OffloadingVecEnv
 from splitpoint.learning.replay import PrioritizedReplay, SumTree
-from splitpoint.learning.windows import Scenario, Windows, stack_windows
+from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 __all__ = [
     "Agent", "OffloadingEnv", "OffloadingVecEnv", "PrioritizedReplay", "Scenario", "SumTree", "TrainingSettings",

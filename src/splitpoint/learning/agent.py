@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save
 
 from splitpoint.files import data_path, project_root, read_meta, write_atomically
 from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, num_features, plan_of
-from splitpoint.learning.windows import Scenario, Windows, stack_windows
+from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 from splitpoint.offloading import AccuracyModel, Instance, Plan, SystemParameters, register
-from splitpoint.offloading.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.checks import finite_array, finite_number, one_of, whole_number
 
 LEARNERS = ("dqn", "ppo")
 ACTIVATIONS: dict[str, Callable] = {

@@ -14,9 +14,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from splitpoint.learning.windows import Scenario, Windows, stack_windows
+from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 from splitpoint.offloading import Plan, optimal_split
-from splitpoint.offloading.checks import one_of, whole_number
+from splitpoint.checks import one_of, whole_number
 from splitpoint.offloading.solvers import plan_for
 
 FEATURES = ("released", "current", "gains", "cut")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from splitpoint.offloading.checks import finite_array, finite_number, whole_number
+from splitpoint.checks import finite_array, finite_number, whole_number
 
 EPSILON = 1e-4  # keeps a transition without error drawable
 

@@ -18,8 +18,8 @@ from splitpoint.files import write_atomically
 from splitpoint.learning.agent import Agent, TrainingSettings, evaluate_agent
 from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.replay import PrioritizedReplay
-from splitpoint.learning.windows import Windows
-from splitpoint.offloading.checks import whole_number
+from splitpoint.offloading.windows import Windows
+from splitpoint.checks import whole_number
 from splitpoint.progress import progress_bar
 
 ACTIVATIONS = {"relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "tanh": torch.nn.Tanh}

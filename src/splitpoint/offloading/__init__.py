@@ -1,7 +1,7 @@
 """Where to split and whom to serve: latency and accuracy models, the problem, its solvers."""
 
 from splitpoint.offloading.mixed_integer import quiet_highs  # its import also puts "milp" into the table of solvers
-from splitpoint.offloading.models import AccuracyModel, Fit, LatencyModel, confidence_band, fit_accuracy, fit_latency
+from splitpoint.offloading.curves import AccuracyModel, Fit, LatencyModel, confidence_band, fit_accuracy, fit_latency
 from splitpoint.offloading.problem import (
     Instance,
     Outcome,

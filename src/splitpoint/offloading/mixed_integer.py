@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 
-from splitpoint.offloading.checks import finite_number, one_of
+from splitpoint.checks import finite_number, one_of
 from splitpoint.offloading.problem import Instance, Plan
 from splitpoint.offloading.solvers import all_local, plan_for, register
 from splitpoint.offloading.split import grant_gains

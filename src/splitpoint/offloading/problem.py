@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from splitpoint.files import data_path, read_meta
-from splitpoint.offloading.checks import finite_array, finite_number, one_of, whole_number
-from splitpoint.offloading.models import RELEASED_ACCURACY, AccuracyModel, LatencyModel
+from splitpoint.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.offloading.curves import RELEASED_ACCURACY, AccuracyModel, LatencyModel
 
 TRANSMISSIONS = ("released", "corrected")
 BATCHINGS = ("static", "early_exit")

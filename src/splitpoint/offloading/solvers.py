@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from splitpoint.offloading.checks import finite_number, one_of, whole_number
+from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.offloading.problem import Instance, Plan, check_plan
 from splitpoint.offloading.split import grant_gain, grant_gains, optimal_split
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.offloading.checks import finite_array
+from splitpoint.checks import finite_array
 
 if TYPE_CHECKING:
     from splitpoint.offloading.problem import Instance, SystemParameters

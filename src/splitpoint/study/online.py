@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln
 
 from splitpoint.offloading import Instance, Plan, SystemParameters, evaluate, grant_gains, sample_instance, solve
-from splitpoint.offloading.checks import finite_number, whole_number
+from splitpoint.checks import finite_number, whole_number
 from splitpoint.offloading.solvers import plan_for
 from splitpoint.study.sweeps import optimality
 

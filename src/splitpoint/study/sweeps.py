@@ -13,10 +13,10 @@ import pandas as pd
 
 from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
-from splitpoint.offloading.checks import finite_number, one_of, whole_number
+from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.offloading.problem import BATCHINGS, share_of_gain
 from splitpoint.offloading.solvers import get_solver
-from splitpoint.study.records import code_digest, load_or_run
+from splitpoint.tables import code_digest, load_or_run
 
 METHODS = ("exact", "genetic", "greedy", "all_edge", "all_local", "random")
 SEEDS_PER_TASK = 20
@@ -28,7 +28,7 @@ def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence
     """Every method on the same random windows.
 
     Args:
-        name: of the stored table, see ``records.load_or_run``.
+        name: of the stored table, see ``tables.load_or_run``.
         num_users: users per window; all combinations with ``num_edge_gpus`` are run.
         num_edge_gpus: GPUs of the edge.
         num_seeds: windows per combination.

@@ -20,7 +20,7 @@ from splitpoint.files import (
     write_atomically,
     write_meta,
 )
-from splitpoint.offloading.checks import one_of
+from splitpoint.checks import one_of
 from splitpoint.progress import progress_bar
 
 
@@ -106,6 +106,6 @@ def code_digest(*rooms: str) -> str:
     """Checksum of the package's source in the named rooms: a stored table goes stale when the code changes."""
     digest = hashlib.sha256()
     for room in rooms:
-        for path in sorted(Path(__file__).parents[1].joinpath(room).glob("*.py")):
+        for path in sorted(Path(__file__).parent.joinpath(room).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,6 +1,6 @@
 import pytest
 
-from splitpoint.study.edge_load import stable_diffusion_parameters, storage
+from splitpoint.study.load import stable_diffusion_parameters, storage
 
 
 def test_stable_diffusion_is_counted_as_published():

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitpoint.offloading import Instance, LatencyModel, SystemParameters, optimal_split, published_profiles
-from splitpoint.offloading.checks import finite_array, whole_number
+from splitpoint.checks import finite_array, whole_number
 from splitpoint.offloading.problem import alpha_range, share_of_gain
 from splitpoint.offloading.split import grant_gain
 

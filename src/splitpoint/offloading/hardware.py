@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.offloading.checks import finite_array, finite_number
-from splitpoint.offloading.models import Fit, LatencyModel, fit_latency
+from splitpoint.checks import finite_array, finite_number
+from splitpoint.offloading.curves import Fit, LatencyModel, fit_latency
 from splitpoint.offloading.problem import Profiles, published_profiles
 
 KEY = ("device", "architecture", "dtype", "mode", "guidance")

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from splitpoint.offloading import SystemParameters, evaluate, grant_gains, optimal_split, sample_instance, solve
-from splitpoint.study import optimisation_figures
+from splitpoint.study.figures import optimisation as optimisation_figures
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from splitpoint.study.figures import QUANTITIES, method_style, solve_time_lines
+from splitpoint.study.figures.style import QUANTITIES, method_style, solve_time_lines
 
 CURVE_QUANTITIES = ("reward", "accuracy", "latency_s")
 

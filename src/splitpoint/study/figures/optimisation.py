@@ -9,7 +9,7 @@ import seaborn as sns
 
 from splitpoint.offloading import Instance, LatencyModel, SystemParameters, grant_gains, optimal_split
 from splitpoint.offloading.split import grant_gain
-from splitpoint.study.figures import COLOURS, mean_interval, numbered_style
+from splitpoint.study.figures.style import COLOURS, mean_interval, numbered_style
 
 
 def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_step_s: float, alpha: float,

@@ -1,4 +1,4 @@
-"""Execute the notebooks in order: ``python -m splitpoint.study.run_notebooks [--mode full] [--in-place] [NAME …]``.
+"""Execute the notebooks in order: ``python scripts/run_notebooks.py [--mode full] [--in-place] [NAME …]``.
 
 Executed copies go to ``build/notebooks/``, figures to ``figures/``. A notebook that ran to its end is not run again
 until it, the package, the data or the mode changes, so an interrupted run continues where it stopped.

@@ -1,7 +1,7 @@
 import nbformat
 import pytest
 
-from splitpoint.study.run_notebooks import run_notebooks
+from scripts.run_notebooks import run_notebooks
 
 
 def write_notebook(folder, name, *sources):

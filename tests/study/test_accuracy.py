@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from splitpoint.diffusion.quality import Calibration, load_calibration
+from splitpoint.diffusion.accuracy import Calibration, load_calibration
 from splitpoint.files import data_path
 from splitpoint.offloading import AccuracyModel, SystemParameters, evaluate, sample_instance, solve
-from splitpoint.study.accuracy_study import (
+from splitpoint.study.accuracy import (
     accuracy_fit,
     loss_of_the_wrong_curve,
     on_released_scale,

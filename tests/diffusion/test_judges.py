@@ -6,7 +6,7 @@ import torch
 from torchmetrics.multimodal import CLIPScore
 
 from splitpoint.diffusion.emoji import STYLES, load_emoji
-from splitpoint.diffusion.evaluators import (
+from splitpoint.diffusion.judges import (
     EmojiClassifier,
     accuracy,
     distort,

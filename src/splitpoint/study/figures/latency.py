@@ -4,8 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from splitpoint.offloading import confidence_band
-from splitpoint.offloading.profiles import LARGEST_BATCH, Curve, fit_two_piece, line_error
-from splitpoint.study.figures import numbered_style
+from splitpoint.offloading.hardware import LARGEST_BATCH, Curve, fit_two_piece, line_error
+from splitpoint.study.figures.style import numbered_style
 
 
 def latency_curves(curves: dict[str, Curve], max_fit: int = LARGEST_BATCH, ax: plt.Axes | None = None) -> plt.Axes:

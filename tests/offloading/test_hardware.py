@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitpoint.offloading import LatencyModel, fit_latency, sample_instance, solve
-from splitpoint.offloading.profiles import (
+from splitpoint.offloading.hardware import (
     Curve,
     TwoPieceLatency,
     fit_two_piece,

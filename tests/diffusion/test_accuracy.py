@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
-from splitpoint.diffusion.evaluators import PooledCLIP
+from splitpoint.diffusion.judges import PooledCLIP
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
-from splitpoint.diffusion.quality import (
+from splitpoint.diffusion.accuracy import (
     MINI_USERS,
     SCHEDULES,
     Calibration,

@@ -5,7 +5,7 @@ import pytest
 
 from splitpoint.files import data_path, read_meta
 from splitpoint.learning import evaluate_agent, load_agent
-from splitpoint.learning.experiments import ABLATION, AGENTS, CURVES, OUTSIDE, held_out, summary
+from splitpoint.study.learning import ABLATION, AGENTS, CURVES, OUTSIDE, held_out, summary
 
 
 def rows(name):

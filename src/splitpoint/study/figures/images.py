@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from splitpoint.diffusion.quality import summarize_pai
-from splitpoint.study.figures import numbered_style, space_panels
+from splitpoint.diffusion.accuracy import summarize_pai
+from splitpoint.study.figures.style import numbered_style, space_panels
 
 PARTS = {
     "pai": "personalized accuracy index (PAI)",

@@ -4,10 +4,10 @@ import pytest
 
 from splitpoint.files import write_meta
 from splitpoint.offloading import LatencyModel
-from splitpoint.offloading.profiles import Curve, TwoPieceLatency
-from splitpoint.study import latency_figures
-from splitpoint.study.latency_study import curve_name, fit_line, line_table, loss_of_the_line, measured_curves, share_of_matrix_rate
-from splitpoint.study.records import results_path
+from splitpoint.offloading.hardware import Curve, TwoPieceLatency
+from splitpoint.study.figures import latency as latency_figures
+from splitpoint.study.latency import curve_name, fit_line, line_table, loss_of_the_line, measured_curves, share_of_matrix_rate
+from splitpoint.tables import results_path
 
 SIZES = np.array([1.0, 2, 4, 8, 12, 16, 18, 24])
 

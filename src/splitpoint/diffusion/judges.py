@@ -1,7 +1,7 @@
 """Judges of the miniature's images: what is shown, who drew it, and how well an image fits a prompt.
 
 None of them shares a weight with the generator. All were trained on the real drawings, distorted at random; the judge
-of concepts never learns whose drawing it sees. ``python -m splitpoint.diffusion.evaluators`` trains them again.
+of concepts never learns whose drawing it sees. ``python -m splitpoint.diffusion.judges`` trains them again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from splitpoint.diffusion.emoji import PIXELS, STYLES, WEIGHTS_LICENCE, Emoji, load_emoji
-from splitpoint.diffusion.fitting import set_rate, time_budget, update
+from splitpoint.diffusion.training import set_rate, time_budget, update
 from splitpoint.diffusion.mini import TOKENS, build_tokenizer, default_concepts, draw, load_mini, to_pixels
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
@@ -308,7 +308,7 @@ def _report(num_steps: int) -> None:
     print(json.dumps(report))
 
 
-_COMMAND = "python -m splitpoint.diffusion.evaluators"
+_COMMAND = "python -m splitpoint.diffusion.judges"
 
 
 def main() -> None:

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from splitpoint.study import learning_figures
+from splitpoint.study.figures import learning as learning_figures
 
 
 @pytest.fixture(autouse=True)

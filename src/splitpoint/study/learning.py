@@ -1,6 +1,6 @@
 """The runs behind the tables in ``data/learning`` and the agents in ``data/agents``.
 
-``python -m splitpoint.learning.experiments NAME`` makes one of them: ``agents``, ``ablation``, ``curves``,
+``python -m splitpoint.study.learning NAME`` makes one of them: ``agents``, ``ablation``, ``curves``,
 ``optimality``, ``outside``, ``cost``. Each training is kept when it is done, so an interrupted command goes on where it
 stopped.
 """
@@ -19,7 +19,7 @@ import torch
 from splitpoint.files import data_path, project_root, results_path, write_meta, write_rows
 from splitpoint.learning.agent import COMMITTED, Agent, TrainingSettings, evaluate_agent, load_agent, train_agent
 from splitpoint.learning.env import OffloadingVecEnv
-from splitpoint.learning.windows import Scenario, Windows
+from splitpoint.offloading.windows import Scenario, Windows
 from splitpoint.offloading import SystemParameters, solve
 
 SEEDS = (0, 1, 2)
@@ -197,7 +197,7 @@ def agents() -> None:
         agent.save(path)
         share = summary(evaluate_agent(agent, held_out())["optimality"])
         for file in (path.with_suffix(".safetensors"), path.with_suffix(".json")):
-            write_meta(file, kind="trained", command="python -m splitpoint.learning.experiments agents",
+            write_meta(file, kind="trained", command="python -m splitpoint.study.learning agents",
                        seed=settings.seed, settings={"train_s": agent.train_s, "optimality": share},
                        source="this project", licence="MIT")
         print(f"{name}: {share}, {agent.train_s} s", flush=True)
@@ -214,7 +214,7 @@ def write_table(name: str) -> Path:
     function, kind = TABLES[name]
     path = data_path("learning", f"{name}.csv")
     write_rows(path, function())
-    write_meta(path, kind=kind, command=f"python -m splitpoint.learning.experiments {name}", seed=ALL_SEEDS_OF,
+    write_meta(path, kind=kind, command=f"python -m splitpoint.study.learning {name}", seed=ALL_SEEDS_OF,
                settings=_settings_of(name), source="this project", licence="MIT")
     return path
 

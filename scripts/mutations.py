@@ -1,6 +1,6 @@
 """Tests of the tests: each of these changes of one line, made in a copy of the package, must make a test fail.
 
-``python tests/mutations.py [--only SUBSTRING]``; takes minutes, so ``make test`` leaves it out.
+``python scripts/mutations.py [--only SUBSTRING]``; takes minutes, so ``make test`` leaves it out.
 """
 
 import argparse
@@ -14,35 +14,35 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PROFILES, MODELS = "tests/offloading/test_profiles.py", "tests/offloading/test_models.py"
+PROFILES, MODELS = "tests/offloading/test_hardware.py", "tests/offloading/test_curves.py"
 PROBLEM, SPLIT = "tests/offloading/test_problem.py", "tests/offloading/test_split.py"
 SOLVERS = "tests/offloading/test_solvers.py"
-WINDOWS, ENV = "tests/learning/test_windows.py", "tests/learning/test_env.py"
+WINDOWS, ENV = "tests/offloading/test_windows.py", "tests/learning/test_env.py"
 REPLAY, AGENT = "tests/learning/test_replay.py", "tests/learning/test_agent.py"
-HYBRID, QUALITY = "tests/diffusion/test_hybrid.py", "tests/diffusion/test_quality.py"
+HYBRID, QUALITY = "tests/diffusion/test_hybrid.py", "tests/diffusion/test_accuracy.py"
 PROFILE, PERSONALIZE = "tests/diffusion/test_profile.py", "tests/diffusion/test_personalize.py"
 DEVICES = "tests/diffusion/test_devices.py"
 MINI, EMOJI = "tests/diffusion/test_mini.py", "tests/diffusion/test_emoji.py"
-RECORDS, SWEEPS = "tests/study/test_records.py", "tests/study/test_sweeps.py"
-ACCURACY, ONLINE = "tests/study/test_accuracy_study.py", "tests/study/test_online.py"
-NOTEBOOKS, FILES = "tests/study/test_run_notebooks.py", "tests/test_files.py"
+RECORDS, SWEEPS = "tests/test_tables.py", "tests/study/test_sweeps.py"
+ACCURACY, ONLINE = "tests/study/test_accuracy.py", "tests/study/test_online.py"
+NOTEBOOKS, FILES = "tests/scripts/test_run_notebooks.py", "tests/test_files.py"
 
 # File, fragment that occurs in it once, replacement, and the tests that should notice: a file, -k and a word.
 MUTATIONS = [
     # --- offloading ---
-    ("offloading/models.py", "self.intercept_s / num_gpus)", "self.intercept_s)", f"{PROBLEM} -k sampling"),
-    ("offloading/models.py", "stats.t.ppf((1 + CONFIDENCE) / 2, len(fit", "stats.t.ppf(CONFIDENCE, len(fit",
+    ("offloading/curves.py", "self.intercept_s / num_gpus)", "self.intercept_s)", f"{PROBLEM} -k sampling"),
+    ("offloading/curves.py", "stats.t.ppf((1 + CONFIDENCE) / 2, len(fit", "stats.t.ppf(CONFIDENCE, len(fit",
      f"{MODELS} -k scipy"),
-    ("offloading/models.py", "/ (len(target) - design.shape[1])", "/ len(target)", f"{MODELS} -k scipy"),
-    ("offloading/models.py", 'upper = max(0.0, intervals["intercept_s"]', 'upper = min(0.0, intervals["intercept_s"]',
+    ("offloading/curves.py", "/ (len(target) - design.shape[1])", "/ len(target)", f"{MODELS} -k scipy"),
+    ("offloading/curves.py", 'upper = max(0.0, intervals["intercept_s"]', 'upper = min(0.0, intervals["intercept_s"]',
      f"{MODELS} -k origin"),
-    ("offloading/models.py", "if slope < 0:", "if slope < -1:", f"{MODELS} -k level_line"),
-    ("offloading/models.py", "_least_squares(design[:, 1:], seconds)", "_least_squares(design[:, :1], seconds)",
+    ("offloading/curves.py", "if slope < 0:", "if slope < -1:", f"{MODELS} -k level_line"),
+    ("offloading/curves.py", "_least_squares(design[:, 1:], seconds)", "_least_squares(design[:, :1], seconds)",
      f"{MODELS} -k level_line"),
-    ("offloading/models.py", "(target - target.mean()) ** 2", "target ** 2", f"{MODELS} -k scipy"),
-    ("offloading/models.py", "residuals = seconds - (slope * batch + intercept)",
+    ("offloading/curves.py", "(target - target.mean()) ** 2", "target ** 2", f"{MODELS} -k scipy"),
+    ("offloading/curves.py", "residuals = seconds - (slope * batch + intercept)",
      "residuals = slope * batch + intercept - seconds", f"{MODELS} -k scipy"),
-    ("offloading/models.py", '_intervals(("steepness", "midpoint")', '_intervals(("midpoint", "steepness")',
+    ("offloading/curves.py", '_intervals(("steepness", "midpoint")', '_intervals(("midpoint", "steepness")',
      f"{MODELS} -k often"),
     ("offloading/problem.py", "parameters.window_s - instance.arrival_s", "instance.arrival_s", f"{PROBLEM} -k hand"),
     ("offloading/problem.py", "np.minimum.outer(edge_steps", "np.maximum.outer(edge_steps", f"{PROBLEM} -k stepping"),
@@ -74,19 +74,19 @@ MUTATIONS = [
     ("offloading/mixed_integer.py", "cp.sum(at) <= instance.largest_batch", "cp.sum(at) <= users",
      f"{SOLVERS} -k mixed_integer"),
     ("offloading/mixed_integer.py", "on_edge <= 1", "on_edge <= 2", f"{SOLVERS} -k mixed_integer"),
-    ("offloading/profiles.py", "np.median(", "np.mean(", f"{PROFILES} -k medians"),
-    ("offloading/profiles.py", "medians[sizes <= max_batch], nonneg", "medians[sizes < max_batch], nonneg", f"{PROFILES} -k medians"),
-    ("offloading/profiles.py", "in sizes[1:-1]", "in sizes[2:-2]", f"{PROFILES} -k bent_line"),
-    ("offloading/profiles.py", "if batch < 1 or", "if batch < 0 or", f"{PROFILES} -k bad_files"),
-    ("offloading/profiles.py", "if seconds <= 0:", "if seconds < 0:", f"{PROFILES} -k bad_files"),
+    ("offloading/hardware.py", "np.median(", "np.mean(", f"{PROFILES} -k medians"),
+    ("offloading/hardware.py", "medians[sizes <= max_batch], nonneg", "medians[sizes < max_batch], nonneg", f"{PROFILES} -k medians"),
+    ("offloading/hardware.py", "in sizes[1:-1]", "in sizes[2:-2]", f"{PROFILES} -k bent_line"),
+    ("offloading/hardware.py", "if batch < 1 or", "if batch < 0 or", f"{PROFILES} -k bad_files"),
+    ("offloading/hardware.py", "if seconds <= 0:", "if seconds < 0:", f"{PROFILES} -k bad_files"),
     # --- learning ---
-    ("learning/windows.py", "granted = granted & present", "granted = granted.copy()", f"{WINDOWS} -k agree"),
-    ("learning/windows.py", '"reward": 0.1 * utility', '"reward": utility', f"{WINDOWS} -k agree"),
-    ("learning/windows.py", "batch / self.num_users}", "batch / self.alpha.shape[1]}", f"{WINDOWS} -k agree"),
-    ("learning/windows.py", "shared_by(int(count))", "shared_by(1)", f"{WINDOWS} -k released"),
-    ("learning/windows.py", "chosen[rng.choice(len(chosen), size=(n, width), p=weights)]",
+    ("offloading/windows.py", "granted = granted & present", "granted = granted.copy()", f"{WINDOWS} -k agree"),
+    ("offloading/windows.py", '"reward": 0.1 * utility', '"reward": utility', f"{WINDOWS} -k agree"),
+    ("offloading/windows.py", "batch / self.num_users}", "batch / self.alpha.shape[1]}", f"{WINDOWS} -k agree"),
+    ("offloading/windows.py", "shared_by(int(count))", "shared_by(1)", f"{WINDOWS} -k released"),
+    ("offloading/windows.py", "chosen[rng.choice(len(chosen), size=(n, width), p=weights)]",
      "rng.choice(len(chosen), size=(n, width), p=weights)", f"{WINDOWS} -k scenario"),
-    ("learning/windows.py", "rng.uniform(0, self.parameters.window_s, size=(n, width))",
+    ("offloading/windows.py", "rng.uniform(0, self.parameters.window_s, size=(n, width))",
      "rng.uniform(0, 1, size=(n, width))", f"{WINDOWS} -k scenario"),
     ("learning/env.py", "0.05 * np.abs(alone)", "0.5 * np.abs(alone)", f"{ENV} -k scale"),
     ("learning/env.py", "np.clip(observation, -10, 10).astype", "observation.astype", f"{ENV} -k rewards"),
@@ -128,13 +128,13 @@ MUTATIONS = [
      f"{HYBRID} -k do_not_fit"),
     ("diffusion/hybrid.py", ", pipeline.scheduler.config.prediction_type]", "]", f"{HYBRID} -k fingerprint"),
     ("diffusion/hybrid.py", "[(prompt, seed) if share_runs", "[prompt if share_runs", f"{HYBRID} -k shared_runs"),
-    ("diffusion/quality.py", "total / (users - 1)", "total / users", f"{QUALITY} -k means_over"),
-    ("diffusion/quality.py", "[2.5, 97.5]", "[5, 95]", f"{QUALITY} -k interval"),
-    ("diffusion/quality.py", "normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)",
+    ("diffusion/accuracy.py", "total / (users - 1)", "total / users", f"{QUALITY} -k means_over"),
+    ("diffusion/accuracy.py", "[2.5, 97.5]", "[5, 95]", f"{QUALITY} -k interval"),
+    ("diffusion/accuracy.py", "normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1)",
      "normalize(a, dim=2) - torch.nn.functional.normalize(b, dim=2)", f"{QUALITY} -k deep_feature"),
-    ("diffusion/quality.py", 'f"{prompt}/{seed}"', 'f"{prompt}/"', f"{QUALITY} -k hybrid_inference"),
-    ("diffusion/quality.py", "describe(prompt, user) for", "describe(user, prompt) for", f"{QUALITY} -k another_text"),
-    ("diffusion/quality.py", "weights.hexdigest()}", '""}', f"{QUALITY} -k same_name"),
+    ("diffusion/accuracy.py", 'f"{prompt}/{seed}"', 'f"{prompt}/"', f"{QUALITY} -k hybrid_inference"),
+    ("diffusion/accuracy.py", "describe(prompt, user) for", "describe(user, prompt) for", f"{QUALITY} -k another_text"),
+    ("diffusion/accuracy.py", "weights.hexdigest()}", '""}', f"{QUALITY} -k same_name"),
     ("diffusion/profile.py", "return time.perf_counter() - start", "return 1000 * (time.perf_counter() - start)",
      f"{PROFILE} -k seconds"),
     ("diffusion/profile.py", "2 * size**3", "size**3", f"{PROFILE} -k seconds"),
@@ -150,7 +150,7 @@ MUTATIONS = [
     ("diffusion/personalize.py", "lora_alpha=rank", "lora_alpha=2 * rank", f"{PERSONALIZE} -k as_strong"),
     ("diffusion/mini.py", "pipe(prompts[start:start + batch]", "pipe(prompts[:len(generators)]", f"{MINI} -k seed_and"),
     ("diffusion/mini.py", "trained, 1 - keep)", "trained, keep)", f"{MINI} -k running_mean"),
-    ("diffusion/fitting.py", "(1 + math.cos(math.pi * part))", "(1 - math.cos(math.pi * part))", f"{MINI} -k warms_up"),
+    ("diffusion/training.py", "(1 + math.cos(math.pi * part))", "(1 - math.cos(math.pi * part))", f"{MINI} -k warms_up"),
     ("diffusion/mini.py", '.to(weight.device) for key in', 'for key in', f"{DEVICES} -k interruption"),
     ("diffusion/mini.py", "value.contiguous() for name, weight", "value for name, weight", f"{MINI} -k all_parts"),
     ("diffusion/mini.py", "resume=resume,\n                        progress", "progress", f"{MINI} -k all_parts"),
@@ -164,15 +164,15 @@ MUTATIONS = [
     ("diffusion/emoji.py", "TILES_PER_ROW, PIXELS, PIXELS, 3).swapaxes(1, 2)", "TILES_PER_ROW, PIXELS, PIXELS, 3)",
      f"{EMOJI} -k mosaic_gives"),
     # --- study ---
-    ("study/records.py", "digest.update(path.read_bytes())", "digest.update(path.name.encode())",
+    ("tables.py", "digest.update(path.read_bytes())", "digest.update(path.name.encode())",
      f"{RECORDS} -k stale"),
-    ("study/records.py", 'if not (draft / f"{i}.json").exists()', 'if (draft / f"{i}.json").name',
+    ("tables.py", 'if not (draft / f"{i}.json").exists()', 'if (draft / f"{i}.json").name',
      f"{RECORDS} -k interrupted"),
     ("study/sweeps.py", 'if "seed" in inspect', 'if "seeds" in inspect', f"{SWEEPS} -k direct"),
     ("study/sweeps.py", "first_seed + num_seeds))", "num_seeds))", f"{SWEEPS} -k first_one"),
     ("study/sweeps.py", "asdict(parameters), batching=batching,", "asdict(parameters),", f"{SWEEPS} -k judged"),
-    ("study/accuracy_study.py", "[2.5, 97.5]", "[5, 95]", f"{ACCURACY} -k interval"),
-    ("study/accuracy_study.py", "lost_s=lost / num_users", "lost_s=lost", f"{ACCURACY} -k no_loss"),
+    ("study/accuracy.py", "[2.5, 97.5]", "[5, 95]", f"{ACCURACY} -k interval"),
+    ("study/accuracy.py", "lost_s=lost / num_users", "lost_s=lost", f"{ACCURACY} -k no_loss"),
     ("study/online.py", "granted_gains[size - 1].sum() if size", "granted_gains[size].sum() if size",
      f"{ONLINE} -k raises"),
     ("study/online.py", "arrival.time_s / arrival.window_s", "arrival.time_s", f"{ONLINE} -k longer"),
@@ -180,9 +180,9 @@ MUTATIONS = [
     ("study/online.py", "np.cumsum(granted, axis=2) <= limit", "np.cumsum(granted, axis=2) < limit",
      f"{ONLINE} -k tuned"),
     ("study/online.py", "rng.permutation(instance.arrival_s)", "instance.arrival_s", f"{ONLINE} -k longer"),
-    ("study/run_notebooks.py", "(state + mode + _source(path))", "(state + _source(path))",
+    ("../../scripts/run_notebooks.py", "(state + mode + _source(path))", "(state + _source(path))",
      f"{NOTEBOOKS} -k missing_copy"),
-    ("study/run_notebooks.py", "== digest and target.exists()", "== digest", f"{NOTEBOOKS} -k missing_copy"),
+    ("../../scripts/run_notebooks.py", "== digest and target.exists()", "== digest", f"{NOTEBOOKS} -k missing_copy"),
     ("files.py", "draft.unlink(missing_ok=True)", "pass", f"{FILES} -k failed_write"),
     ("files.py", "if checksum != meta", "if False and checksum != meta", f"{FILES} -k damage"),
     ("files.py", "    except (OSError, json.JSONDecodeError) as error:", "    except OSError as error:",

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from splitpoint.diffusion.quality import SCHEDULES, Calibration
+from splitpoint.diffusion.accuracy import SCHEDULES, Calibration
 from splitpoint.offloading import AccuracyModel, Fit, SystemParameters, evaluate, fit_accuracy, sample_instance, solve
-from splitpoint.offloading.checks import whole_number
-from splitpoint.study.records import read_table
+from splitpoint.checks import whole_number
+from splitpoint.tables import read_table
 
 RELEASED_STEPS = 200
 SCHEDULE_LABELS = {"trailing": "trailing", "karras": "Karras", "exponential": "exponential", "20_steps": "20 steps"}

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPProcessor
 
-from splitpoint.diffusion.evaluators import PooledCLIP, load_concept_classifier, load_mini_clip, load_style_classifier
+from splitpoint.diffusion.judges import PooledCLIP, load_concept_classifier, load_mini_clip, load_style_classifier
 from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
@@ -242,7 +242,7 @@ def calibrate(evaluators: Evaluators, pictures: torch.Tensor, prompts: Sequence[
 def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequence[int], seeds: Sequence[int] = (0,),
                 *, hybrid: HybridPipeline | None = None, evaluators: Evaluators | None = None,
                 calibration: Calibration | None = None, describe: Callable[[str, str], str] | None = None,
-                path: str | Path | None = None, command: str = "splitpoint.diffusion.quality.measure_pai(…)",
+                path: str | Path | None = None, command: str = "splitpoint.diffusion.accuracy.measure_pai(…)",
                 progress: bool | None = None, cancel: Cancel | None = None) -> pd.DataFrame:
     """Draw every prompt for every user at every split point, and measure the index and its parts.
 
@@ -435,20 +435,20 @@ def main() -> None:
         concepts = default_concepts()
         found = calibrate(mini_evaluators(), real_pictures(MINI_USERS, concepts), concepts)
         save_calibration(found, data_path("quality", "calibration.json"),
-                         command="python -m splitpoint.diffusion.quality --calibrate",
+                         command="python -m splitpoint.diffusion.accuracy --calibrate",
                          settings={"styles": MINI_USERS, "concepts": len(concepts), "pictures": "real, none generated"})
         print(found)
     if given.measure:
         hybrid = load_mini_hybrid(merge=True, num_steps=50)
         table = measure_pai(mini_prompts(), MINI_USERS, range(0, 51, 5), (0, 1, 2), hybrid=hybrid,
                             path=data_path("quality", "pai_mini.csv"),
-                            command="python -m splitpoint.diffusion.quality --measure")
+                            command="python -m splitpoint.diffusion.accuracy --measure")
         print(summarize_pai(table).round(3).to_string(index=False))
     for name, settings in SCHEDULES.items() if given.schedules else ():
         hybrid = load_mini_hybrid(merge=True, **settings)
         table = measure_pai(mini_prompts(), MINI_USERS, np.linspace(0, hybrid.num_steps, 11).astype(int).tolist(), (0,),
                             hybrid=hybrid, path=data_path("quality", "schedules", f"{name}.csv"),
-                            command="python -m splitpoint.diffusion.quality --schedules")
+                            command="python -m splitpoint.diffusion.accuracy --schedules")
         print(f"{name}\n{summarize_pai(table).round(3).to_string(index=False)}")
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from splitpoint.study.images import PARTS, pai_curves, pai_panels, picture_grid, schedule_panels, split_grid
+from splitpoint.study.figures.images import PARTS, pai_curves, pai_panels, picture_grid, schedule_panels, split_grid
 
 matplotlib.use("Agg")
 

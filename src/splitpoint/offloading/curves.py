@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
-from splitpoint.offloading.checks import finite_array, finite_number
+from splitpoint.checks import finite_array, finite_number
 
 CONFIDENCE = 0.95
 

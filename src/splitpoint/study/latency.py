@@ -9,7 +9,7 @@ import pandas as pd
 
 from splitpoint.files import data_path, project_root, read_meta, results_path
 from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
-from splitpoint.offloading.profiles import (
+from splitpoint.offloading.hardware import (
     KEY,
     LARGEST_BATCH,
     RATE,
@@ -20,7 +20,7 @@ from splitpoint.offloading.profiles import (
     measured_profiles,
     read_profile,
 )
-from splitpoint.study.records import provenance_line
+from splitpoint.tables import provenance_line
 
 
 def profile_files() -> list:

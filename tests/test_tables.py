@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from splitpoint.files import write_atomically, write_meta
-from splitpoint.study import records
-from splitpoint.study.records import load_or_run, read_table, results_path
+from splitpoint import tables
+from splitpoint.tables import load_or_run, read_table, results_path
 
 
 def square(number, fail_at=None, log=None):
@@ -58,15 +58,15 @@ def test_an_unknown_kind_is_refused_before_any_work(scratch_project):
 
 
 def test_a_table_goes_stale_when_the_code_of_its_rooms_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "study" / "records.py"))
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "study" / "tables.py"))
     for room in ("study", "learning"):
         tmp_path.joinpath(room).mkdir()
         tmp_path.joinpath(room, "code.py").write_text("x = 1\n")
-    before = records.code_digest("study")
+    before = tables.code_digest("study")
     tmp_path.joinpath("learning", "code.py").write_text("x = 2\n")
-    assert records.code_digest("study") == before
+    assert tables.code_digest("study") == before
     tmp_path.joinpath("study", "code.py").write_text("x = 2\n")
-    assert records.code_digest("study") != before
+    assert tables.code_digest("study") != before
 
 
 def test_a_damaged_table_is_refused(scratch_project):

@@ -25,7 +25,8 @@ from splitpoint.tables import provenance_line
 
 def profile_files() -> list:
     """Measured profiles: those that ship, then this machine's own in ``results/`` (``make profile``)."""
-    shipped = sorted(p for p in data_path("latency_profiles").glob("*.csv") if p.name != "published.csv")
+    found = sorted(data_path("latency_profiles").glob("*.csv"))
+    shipped = [path for path in found if path.name not in ("published.csv", "named.csv")]
     return shipped + [p for p in (results_path("my_machine.csv"),) if p.exists()]
 
 

@@ -3,8 +3,8 @@ import json
 import pandas as pd
 import pytest
 
-from splitpoint.files import write_atomically, write_meta
 from splitpoint import tables
+from splitpoint.files import write_atomically, write_meta
 from splitpoint.tables import load_or_run, read_table, results_path
 
 

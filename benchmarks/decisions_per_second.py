@@ -9,11 +9,11 @@ import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402 - after the number of threads is set
+import numpy as np
 
-from splitpoint.files import data_path, write_meta, write_rows  # noqa: E402
-from splitpoint.learning import Scenario, load_agent  # noqa: E402
-from splitpoint.offloading import sample_instance, solve  # noqa: E402
+from splitpoint.files import data_path, write_meta, write_rows
+from splitpoint.learning import Scenario, load_agent
+from splitpoint.offloading import sample_instance, solve
 
 USERS = (1, 2, 4, 8, 12, 16, 20)
 SLOWEST_S = 2.0
@@ -45,8 +45,13 @@ def rows():
                 instance = sample_instance(users, 16, np.random.default_rng([seed, users]))
                 spent, plan = shortest(lambda: solve(instance, **options), 2 if "MILP" in label else 15)
                 seconds.append(spent)
-                yield {"label": label, "num_users": users, "seed": seed, "solve_s": f"{spent:.3g}",
-                       "status": plan.status}
+                yield {
+                    "label": label,
+                    "num_users": users,
+                    "seed": seed,
+                    "solve_s": f"{spent:.3g}",
+                    "status": plan.status,
+                }
                 if spent > SLOWEST_S:
                     break
             if np.median(seconds) > SLOWEST_S / 4:
@@ -54,18 +59,32 @@ def rows():
     agent = load_agent()
     for users in USERS:
         windows = Scenario((users, users), (16, 16)).sample(1000, np.random.default_rng(users))
-        yield {"label": "agent, 1000 windows at once", "num_users": users, "seed": 0,
-               "solve_s": f"{shortest(lambda: agent.decide(windows), 5)[0] / 1000:.3g}", "status": "heuristic"}
+        yield {
+            "label": "agent, 1000 windows at once",
+            "num_users": users,
+            "seed": 0,
+            "solve_s": f"{shortest(lambda: agent.decide(windows), 5)[0] / 1000:.3g}",
+            "status": "heuristic",
+        }
 
 
 def main():
     table = list(rows())
     path = data_path("learning", "decision_times.csv")
     write_rows(path, table)
-    write_meta(path, kind="measured", command="python benchmarks/decisions_per_second.py", seed=0,
-               settings={"num_edge_gpus": 16, "gqap_time_limit_s": 5.0,
-                         "repeats": "shortest of 15 (2 for programs), processor seconds of one thread"},
-               source="this project", licence="MIT")
+    write_meta(
+        path,
+        kind="measured",
+        command="python benchmarks/decisions_per_second.py",
+        seed=0,
+        settings={
+            "num_edge_gpus": 16,
+            "gqap_time_limit_s": 5.0,
+            "repeats": "shortest of 15 (2 for programs), processor seconds of one thread",
+        },
+        source="this project",
+        licence="MIT",
+    )
     for row in table:
         if row["seed"] == 0:
             print(f"{row['label']:30s} U={row['num_users']:3d}  {row['solve_s']} s")

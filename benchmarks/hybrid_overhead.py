@@ -25,6 +25,7 @@ SHARES = np.linspace(0.1, 0.9, len(PROMPTS))  # of the steps that stay on the de
 def bare_loop(hybrid: HybridPipeline, prompt: str, seed: int):
     """One unsplit picture: encode, step through denoiser and scheduler, decode; nothing else."""
     from diffusers import DDIMScheduler
+
     pipeline, scale = hybrid.pipeline, hybrid.guidance_scale
     scheduler = DDIMScheduler(**hybrid.scheduler_config)
     scheduler.set_timesteps(hybrid.num_steps)
@@ -55,7 +56,7 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str
     """Processor seconds of each run in each repeat, after one warm-up of all."""
     seconds = {name: [] for name in runs}
     for repeat in range(-1, repeats):
-        for name in (list(runs) if repeat % 2 else list(runs)[::-1]):
+        for name in list(runs) if repeat % 2 else list(runs)[::-1]:
             start = time.process_time()
             runs[name]()
             if repeat >= 0:
@@ -75,19 +76,32 @@ def main() -> None:
     options = parser.parse_args()
     hybrid = load_mini_hybrid(num_steps=options.steps)
     splits = [round(share * options.steps) for share in SHARES]
-    print(f"{device_name()}, {torch.get_num_threads()} threads, N = {options.steps}, "
-          f"guidance {hybrid.guidance_scale}, miniature")
+    print(
+        f"{device_name()}, {torch.get_num_threads()} threads, N = {options.steps}, "
+        f"guidance {hybrid.guidance_scale}, miniature"
+    )
     assert bare_loop(hybrid, PROMPTS[0], 0) == split_run(hybrid, PROMPTS[0], 0, options.steps // 2)
-    sending = HybridPipeline(hybrid.pipeline, {}, num_steps=options.steps, guidance_scale=hybrid.guidance_scale,
-                             send_embeddings=True)
-    single = interleaved({"bare": lambda: bare_loop(hybrid, PROMPTS[0], 0),
-                          "split": lambda: split_run(hybrid, PROMPTS[0], 0, options.steps // 2),
-                          "sending": lambda: split_run(sending, PROMPTS[0], 0, options.steps // 2)}, options.repeats)
+    sending = HybridPipeline(
+        hybrid.pipeline, {}, num_steps=options.steps, guidance_scale=hybrid.guidance_scale, send_embeddings=True
+    )
+    single = interleaved(
+        {
+            "bare": lambda: bare_loop(hybrid, PROMPTS[0], 0),
+            "split": lambda: split_run(hybrid, PROMPTS[0], 0, options.steps // 2),
+            "sending": lambda: split_run(sending, PROMPTS[0], 0, options.steps // 2),
+        },
+        options.repeats,
+    )
     show("split run / bare loop (at most 1.02 is the aim)", single["split"] / single["bare"])
     show("the same with the embeddings in the packet", single["sending"] / single["bare"])
-    batched = interleaved({"early_exit": lambda: hybrid.edge_phase(PROMPTS, splits),
-                           "static": lambda: hybrid.edge_phase(PROMPTS, splits, batching="static"),
-                           "alone": lambda: one_after_the_other(hybrid, splits)}, max(3, options.repeats // 3))
+    batched = interleaved(
+        {
+            "early_exit": lambda: hybrid.edge_phase(PROMPTS, splits),
+            "static": lambda: hybrid.edge_phase(PROMPTS, splits, batching="static"),
+            "alone": lambda: one_after_the_other(hybrid, splits),
+        },
+        max(3, options.repeats // 3),
+    )
     show("8 requests one after the other / early-exit batch", batched["alone"] / batched["early_exit"])
     show("8 requests one after the other / static batch", batched["alone"] / batched["static"])
     show("static batch / early-exit batch", batched["static"] / batched["early_exit"])

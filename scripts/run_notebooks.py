@@ -31,8 +31,9 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
         again: run even what is up to date.
     """
     root = project_root()
-    paths = sorted(p for p in root.joinpath("notebooks").glob("[0-9]*.ipynb")
-                   if not names or p.stem.startswith(tuple(names)))
+    paths = sorted(
+        p for p in root.joinpath("notebooks").glob("[0-9]*.ipynb") if not names or p.stem.startswith(tuple(names))
+    )
     if not paths:
         raise ValueError(f"names={names!r} match no notebook in notebooks/")
     state = _project_state(root)
@@ -62,17 +63,33 @@ def _execute(path: Path, target: Path, mode: str) -> bool:
             cell.outputs, cell.execution_count = [], None  # what is committed must not be taken for this run's
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
-    client = NotebookClient(notebook, timeout=CELL_TIMEOUT_S, kernel_name="python3", coalesce_streams=True,
-                            extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        kernel_name="python3",
+        coalesce_streams=True,
+        extra_arguments=["--log-level=ERROR"],
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     try:
         client.execute(env=_kernel_environment())
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        index, cell = next(((i, c) for i, c in reversed(list(enumerate(notebook.cells)))
-                            if c.cell_type == "code" and c.get("execution_count") is not None), (0, notebook.cells[0]))
+        index, cell = next(
+            (
+                (i, c)
+                for i, c in reversed(list(enumerate(notebook.cells)))
+                if c.cell_type == "code" and c.get("execution_count") is not None
+            ),
+            (0, notebook.cells[0]),
+        )
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         first_line = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
-        print(f"\n{path.name} failed in cell {index} ({first_line!r}):\n    {reason}\n"
-              "What finished before is kept; run the same command again to continue.", file=sys.stderr, flush=True)
+        print(
+            f"\n{path.name} failed in cell {index} ({first_line!r}):\n    {reason}\n"
+            "What finished before is kept; run the same command again to continue.",
+            file=sys.stderr,
+            flush=True,
+        )
         return False
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -88,13 +105,21 @@ def _execute(path: Path, target: Path, mode: str) -> bool:
 
 
 def _kernel_environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-            "TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    return {
+        **os.environ,
+        "PYTHONHASHSEED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
 
 
 def _source(path: Path) -> str:
-    return "\0".join(cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
-                     for cell in json.loads(path.read_text())["cells"])
+    return "\0".join(
+        cell["source"] if isinstance(cell["source"], str) else "".join(cell["source"])
+        for cell in json.loads(path.read_text())["cells"]
+    )
 
 
 def _project_state(root: Path) -> str:
@@ -115,8 +140,11 @@ def _up_to_date(stamp: Path, digest: str, target: Path, root: Path) -> bool:
         done = json.loads(stamp.read_text())
     except (OSError, json.JSONDecodeError):
         return False
-    return (done["digest"] == digest and target.exists()
-            and all(root.joinpath("figures", name).exists() for name in done["figures"]))
+    return (
+        done["digest"] == digest
+        and target.exists()
+        and all(root.joinpath("figures", name).exists() for name in done["figures"])
+    )
 
 
 def main() -> None:

@@ -56,6 +56,7 @@ def test_rows_become_csv(tmp_path):
 
 def test_no_host_names_in_sidecars(tmp_path):
     import socket
+
     path = tmp_path / "x"
     path.write_bytes(b"")
     assert socket.gethostname() not in json.dumps(write_meta(path, kind="simulated", command="c"))

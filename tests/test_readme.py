@@ -9,8 +9,13 @@ import pytest
 from splitpoint.files import data_path, project_root
 from splitpoint.offloading.solvers import _SOLVERS
 
-RECIPES = dict(re.findall(r"\*\*([^*]+)\.\*\*[^`]*(?:`[^`\n]+`[^`]*)*```python\n(.*?)```",
-                          (project_root() / "README.md").read_text().split("### Recipes")[1], flags=re.DOTALL))
+RECIPES = dict(
+    re.findall(
+        r"\*\*([^*]+)\.\*\*[^`]*(?:`[^`\n]+`[^`]*)*```python\n(.*?)```",
+        (project_root() / "README.md").read_text().split("### Recipes")[1],
+        flags=re.DOTALL,
+    )
+)
 
 
 @pytest.fixture
@@ -34,8 +39,12 @@ def run(name: str, **shorter: str) -> dict:
 
 
 def test_there_are_four_recipes():
-    assert set(RECIPES) == {"Your machine", "Your solver", "Another accuracy curve, and an agent for it",
-                            "Your own pictures as a user"}
+    assert set(RECIPES) == {
+        "Your machine",
+        "Your solver",
+        "Another accuracy curve, and an agent for it",
+        "Your own pictures as a user",
+    }
 
 
 def test_your_machine(scratch):
@@ -69,6 +78,8 @@ def test_your_own_pictures(scratch):
     scratch.joinpath("my_pictures").mkdir()
     for image, prompt in zip(shown.images, shown.prompts):
         Image.fromarray(image).resize((96, 96)).save(scratch / "my_pictures" / f"{prompt}.png")
-    run("Your own pictures as a user", **{"minutes=3": "minutes=0.05", "num_steps=50": "num_steps=6",
-                                          "split_points=20": "split_points=2"})
+    run(
+        "Your own pictures as a user",
+        **{"minutes=3": "minutes=0.05", "num_steps=50": "num_steps=6", "split_points=20": "split_points=2"},
+    )
     assert Image.open(scratch / "mine.png").size == (64, 64)

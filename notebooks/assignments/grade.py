@@ -43,10 +43,13 @@ def assignments(course: Path = COURSE) -> list[str]:
 
 def open_course(course: Path = COURSE) -> NbGraderAPI:
     """nbgrader's interface with this course's settings."""
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # it calls alembic
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )  # it calls alembic
     config = PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config()
     config.Autograde.sanitize_preprocessors = [
-        UnmarkCopies if kind is DeduplicateIds else kind for kind in Autograde().sanitize_preprocessors]
+        UnmarkCopies if kind is DeduplicateIds else kind for kind in Autograde().sanitize_preprocessors
+    ]
     return NbGraderAPI(config=config)
 
 
@@ -134,9 +137,12 @@ def _scores(db_url: str, student: str, name: str) -> dict:
     with Gradebook(db_url) as book:
         grades = book.find_submission_notebook(name, name, student).grades
         cells = {g.cell.name: None if g.needs_manual_grade and g.manual_score is None else g.score for g in grades}
-        return {"score": sum(score or 0 for score in cells.values()),
-                "max_score": sum(g.max_score for g in grades),
-                "to_read": sum(g.max_score for g in grades if cells[g.cell.name] is None), "cells": cells}
+        return {
+            "score": sum(score or 0 for score in cells.values()),
+            "max_score": sum(g.max_score for g in grades),
+            "to_read": sum(g.max_score for g in grades if cells[g.cell.name] is None),
+            "cells": cells,
+        }
 
 
 def _has_id(cell) -> bool:

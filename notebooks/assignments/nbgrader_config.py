@@ -6,7 +6,9 @@ c = get_config()  # noqa: F821 - nbgrader defines it
 
 c.CourseDirectory.course_id = "splitpoint"
 c.CourseDirectory.root = str(Path(__file__).resolve().parent)
-c.IncludeHeaderFooter.header = str(Path(__file__).resolve().parent / "source" / "header.ipynb")  # holds the course's SEED
+c.IncludeHeaderFooter.header = str(
+    Path(__file__).resolve().parent / "source" / "header.ipynb"
+)  # holds the course's SEED
 c.ClearSolutions.code_stub = {"python": "# YOUR CODE HERE\nraise NotImplementedError()"}
 c.Execute.timeout = 240  # seconds for one cell, of which the longest (training in ps4) needs less than half
 c.Execute.kernel_name = "python3"

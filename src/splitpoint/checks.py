@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def finite_number(name: str, value: float, minimum: float = -math.inf, maximum: float = math.inf,
-                  open_end: bool = False) -> None:
+def finite_number(
+    name: str, value: float, minimum: float = -math.inf, maximum: float = math.inf, open_end: bool = False
+) -> None:
     """Refuse a number that is not finite or lies outside ``[minimum, maximum]`` (``open_end``: not the minimum)."""
     try:
         inside = math.isfinite(value) and minimum <= value <= maximum and not (open_end and value == minimum)

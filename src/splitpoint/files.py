@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -67,8 +67,16 @@ def meta_path(path: Path) -> Path:
     return path.with_name(path.name + ".meta.json")
 
 
-def write_meta(path: Path, *, kind: str, command: str, seed: int | None = None, device: str | None = None,
-               settings: dict | None = None, **more: object) -> dict:
+def write_meta(
+    path: Path,
+    *,
+    kind: str,
+    command: str,
+    seed: int | None = None,
+    device: str | None = None,
+    settings: dict | None = None,
+    **more: object,
+) -> dict:
     """Write the sidecar of a finished file and return it.
 
     Args:
@@ -89,7 +97,7 @@ def write_meta(path: Path, *, kind: str, command: str, seed: int | None = None, 
         "kind": kind,
         "command": command,
         "seed": seed,
-        "date_utc": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+        "date_utc": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "device": device or device_name(),
         "settings": settings or {},
         "versions": library_versions(),
@@ -113,8 +121,10 @@ def read_meta(path: Path) -> dict:
         missing = sidecar.name if Path(path).exists() else Path(path).name
         raise ValueError(f"{missing} is missing or unreadable; restore it with `git checkout -- data`") from error
     if checksum != meta.get("sha256"):
-        raise ValueError(f"{Path(path).name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
-                         "restore it with `git checkout -- data`, or make it again with: " + str(meta.get("command")))
+        raise ValueError(
+            f"{Path(path).name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
+            "restore it with `git checkout -- data`, or make it again with: " + str(meta.get("command"))
+        )
     return meta
 
 
@@ -133,8 +143,9 @@ def write_rows(path: Path, rows: Iterable[dict], columns: Sequence[str] | None =
     if not rows and columns is None:
         raise ValueError(f"rows of {Path(path).name} are empty; at least one row or columns are needed")
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n",
-                            extrasaction="ignore" if columns else "raise")
+    writer = csv.DictWriter(
+        text, columns or list(rows[0]), lineterminator="\n", extrasaction="ignore" if columns else "raise"
+    )
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())

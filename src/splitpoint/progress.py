@@ -24,5 +24,14 @@ def progress_bar(title: str, total: float, progress: bool | None = None, *, unit
     if progress is None:
         in_notebook = type(sys.stdout).__module__.startswith("ipykernel")
         progress = not os.environ.get("TQDM_DISABLE") and (in_notebook or sys.stdout.isatty())
-    return tqdm(total=total, initial=done, desc=title, unit=unit, unit_scale=total > 10_000, disable=not progress,
-                file=sys.stdout, leave=False, delay=delay)
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=title,
+        unit=unit,
+        unit_scale=total > 10_000,
+        disable=not progress,
+        file=sys.stdout,
+        leave=False,
+        delay=delay,
+    )

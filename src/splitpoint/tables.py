@@ -10,6 +10,7 @@ from pathlib import Path
 import joblib
 import pandas as pd
 
+from splitpoint.checks import one_of
 from splitpoint.files import (
     KINDS,
     data_path,
@@ -20,12 +21,18 @@ from splitpoint.files import (
     write_atomically,
     write_meta,
 )
-from splitpoint.checks import one_of
 from splitpoint.progress import progress_bar
 
 
-def load_or_run(name: str, function: Callable[..., list[dict]], tasks: Sequence[dict], *, settings: dict,
-                command: str = "make figures", kind: str = "simulated") -> pd.DataFrame:
+def load_or_run(
+    name: str,
+    function: Callable[..., list[dict]],
+    tasks: Sequence[dict],
+    *,
+    settings: dict,
+    command: str = "make figures",
+    kind: str = "simulated",
+) -> pd.DataFrame:
     """The table of ``function(**task)`` over all tasks; printed is whether it was read or computed.
 
     A table with the same settings is read from ``data/results/`` (shipped) or ``results/`` (computed here before).

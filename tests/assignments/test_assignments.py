@@ -12,15 +12,17 @@ from splitpoint.files import project_root
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e '.[assignments]'")
 
-from nbgrader import utils  # noqa: E402
-from nbgrader.nbgraderformat import MetadataValidator, ValidationError  # noqa: E402
+from nbgrader import utils
+from nbgrader.nbgraderformat import MetadataValidator, ValidationError
 
-from tests.assignments import light  # noqa: E402
-from tests.assignments.other_answers import OTHER_ANSWERS  # noqa: E402
-from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell  # noqa: E402
+from tests.assignments import light
+from tests.assignments.other_answers import OTHER_ANSWERS
+from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell
 
-pytestmark = [pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
-              pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning")]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
+    pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning"),
+]
 COURSE = project_root() / "notebooks" / "assignments"
 NAMES = sorted(path.name for path in COURSE.joinpath("source").iterdir() if path.is_dir())
 SEEDS = (2026, 31)
@@ -58,8 +60,11 @@ def cells_by_id(notebook: nbformat.NotebookNode) -> dict[str, nbformat.NotebookN
 
 
 def points_of(notebook: nbformat.NotebookNode) -> dict[str, float]:
-    return {name: cell.metadata.nbgrader.points for name, cell in cells_by_id(notebook).items()
-            if utils.is_grade(cell) and not utils.is_solution(cell)}
+    return {
+        name: cell.metadata.nbgrader.points
+        for name, cell in cells_by_id(notebook).items()
+        if utils.is_grade(cell) and not utils.is_solution(cell)
+    }
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +104,9 @@ def test_conventions(name):
         assert not cell.get("outputs")
         if cell.cell_type == "code":
             kinds.append("try" if "nbgrader" not in cell.metadata else "task" if utils.is_solution(cell) else "other")
-    assert all(after == "try" for kind, after in zip(kinds, kinds[1:]) if kind == "task"), "a try-it cell after every task"
+    assert all(after == "try" for kind, after in zip(kinds, kinds[1:]) if kind == "task"), (
+        "a try-it cell after every task"
+    )
     graded = [cell for cell in cells_by_id(notebook).values() if utils.is_grade(cell)]
     assert sum(cell.metadata.nbgrader.points for cell in graded) == 20
     questions = [cell for cell in graded if cell.cell_type == "markdown"]
@@ -123,8 +130,11 @@ def test_other_right_answers_get_full_marks(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_stubs_get_nothing(name):
     notebook = source(name)
-    stubs = {i: stub_cell(cell.source) for i, cell in cells_by_id(notebook).items()
-             if utils.is_solution(cell) and cell.cell_type == "code"}
+    stubs = {
+        i: stub_cell(cell.source)
+        for i, cell in cells_by_id(notebook).items()
+        if utils.is_solution(cell) and cell.cell_type == "code"
+    }
     assert set(light.scores(notebook, stubs).values()) == {0}
 
 
@@ -164,8 +174,11 @@ def test_untouched_release_gets_zero(course, name):
     notebook, empty = source(name), cells_by_id(released(course, name))
     stubs = {i: cell.source for i, cell in empty.items() if utils.is_solution(cell) and cell.cell_type == "code"}
     assert set(light.scores(notebook, stubs).values()) == {0}
-    assert all(utils.determine_grade(cell)[0] == 0 for cell in empty.values()
-               if utils.is_grade(cell) and utils.is_solution(cell))
+    assert all(
+        utils.determine_grade(cell)[0] == 0
+        for cell in empty.values()
+        if utils.is_grade(cell) and utils.is_solution(cell)
+    )
 
 
 def test_through_nbgrader(course, capsys):
@@ -197,15 +210,19 @@ def test_through_nbgrader(course, capsys):
         assert (row["score"], row["to_read"], row["max_score"]) == (16, 4, 20)
         assert (course / "feedback" / "solver" / name / f"{name}.html").exists()
         ran = nbformat.read(course / "autograded" / "solver" / name / f"{name}.ipynb", as_version=4)
-        assert not [cell.source for cell in ran.cells for output in cell.get("outputs", ()) if output.output_type == "error"]
+        assert not [
+            cell.source for cell in ran.cells for output in cell.get("outputs", ()) if output.output_type == "error"
+        ]
     scores = {student: row["score"] for (student, _), row in table.items() if student != "solver"}
     assert scores == {"untouched": 0, "copied": 16, "tampered": 16 - 3 - 2, "broken": None}
     printed = capsys.readouterr().out
-    for line in ("copied, ps2: nbgrader's validation: Duplicate grade id: ps2_whole_test",
-                 "copied, ps2: test cell ps2_whole_test is there 2 times; only the last one counts",
-                 "tampered, ps2: test cell ps2_whole_test is missing; it was put back",
-                 "tampered, ps2: locked cell ps2_savings_test was changed; the original was put back",
-                 "broken, ps2: not graded:"):
+    for line in (
+        "copied, ps2: nbgrader's validation: Duplicate grade id: ps2_whole_test",
+        "copied, ps2: test cell ps2_whole_test is there 2 times; only the last one counts",
+        "tampered, ps2: test cell ps2_whole_test is missing; it was put back",
+        "tampered, ps2: locked cell ps2_savings_test was changed; the original was put back",
+        "broken, ps2: not graded:",
+    ):
         assert line in printed
     grade.print_table(table, course / "feedback" / "scores.csv")
     assert "not graded" in capsys.readouterr().out

@@ -26,8 +26,14 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, here: torch.Tensor):
-        tensor = torch.Tensor._make_wrapper_subclass(cls, here.size(), strides=here.stride(), dtype=here.dtype,
-                                                     storage_offset=here.storage_offset(), device=PRETEND)
+        tensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            here.size(),
+            strides=here.stride(),
+            dtype=here.dtype,
+            storage_offset=here.storage_offset(),
+            device=PRETEND,
+        )
         tensor.here = here
         return tensor
 

@@ -7,8 +7,6 @@ import pytest
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPProcessor
 
-from splitpoint.diffusion.judges import PooledCLIP
-from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
 from splitpoint.diffusion.accuracy import (
     MINI_USERS,
     SCHEDULES,
@@ -29,6 +27,8 @@ from splitpoint.diffusion.accuracy import (
     summarize_pai,
     text_scores,
 )
+from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
+from splitpoint.diffusion.judges import PooledCLIP
 from splitpoint.files import data_path, read_meta
 
 from .tiny_pipeline import make_pipeline, make_tokenizer, save_adapter
@@ -41,12 +41,15 @@ def clip_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(1)  # cosines above 0: the score is cut there
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(text_config={**small, "vocab_size": 54, "max_position_embeddings": 16, "bos_token_id": 52,
-                                     "eos_token_id": 53},
-                        vision_config={**small, "image_size": 16, "patch_size": 8}, projection_dim=16)
+    config = CLIPConfig(
+        text_config={**small, "vocab_size": 54, "max_position_embeddings": 16, "bos_token_id": 52, "eos_token_id": 53},
+        vision_config={**small, "image_size": 16, "patch_size": 8},
+        projection_dim=16,
+    )
     PooledCLIP(config).save_pretrained(folder)
-    images = CLIPImageProcessorPil(size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16},
-                                   do_center_crop=False)
+    images = CLIPImageProcessorPil(
+        size={"height": 16, "width": 16}, crop_size={"height": 16, "width": 16}, do_center_crop=False
+    )
     CLIPProcessor(images, make_tokenizer()).save_pretrained(folder)
     return folder
 
@@ -56,8 +59,12 @@ def judges(clip_folder):
     loaded = load_clip(clip_folder)
     torch.manual_seed(1)
     layer = torch.nn.Conv2d(3, 8, 3, 2)
-    return Evaluators("tiny", lambda: loaded, deep_feature_distance(lambda pictures: [pictures, layer(pictures)]),
-                      lambda pictures: [USERS[int(x.mean() * 100) % 3] for x in pictures])
+    return Evaluators(
+        "tiny",
+        lambda: loaded,
+        deep_feature_distance(lambda pictures: [pictures, layer(pictures)]),
+        lambda pictures: [USERS[int(x.mean() * 100) % 3] for x in pictures],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +77,14 @@ def hybrid(tmp_path_factory):
 @pytest.fixture
 def measure(hybrid, judges):
     def run(prompts=("cat", "dog"), users=USERS, splits=SPLITS, seeds=(0, 1), **more):
-        return measure_pai(prompts, users, splits, seeds, **{"hybrid": hybrid, "evaluators": judges,
-                                                             "calibration": Calibration(0.5, 0.02), **more})
+        return measure_pai(
+            prompts,
+            users,
+            splits,
+            seeds,
+            **{"hybrid": hybrid, "evaluators": judges, "calibration": Calibration(0.5, 0.02), **more},
+        )
+
     return run
 
 
@@ -141,13 +154,18 @@ def test_pictures_may_be_scored_against_another_text(measure):
     assert (same["text_score"] != plain["text_score"])[~own].mean() > 0.9
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(prompts=[]), "prompts is empty"), (dict(seeds=[1, 1]), "seeds=.* holds one value twice"),
-    (dict(users=["ann"]), "at least 2"), (dict(users=["ann", "zoe"]), "user='zoe' is unknown"),
-    (dict(splits=[0, 5]), r"split_points holds 5: whole numbers in \[0, 4\]"),
-    (dict(splits=[-1]), "split_points holds -1"),
-    (dict(prompts=["cat", ""]), "prompts holds ''"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(prompts=[]), "prompts is empty"),
+        (dict(seeds=[1, 1]), "seeds=.* holds one value twice"),
+        (dict(users=["ann"]), "at least 2"),
+        (dict(users=["ann", "zoe"]), "user='zoe' is unknown"),
+        (dict(splits=[0, 5]), r"split_points holds 5: whole numbers in \[0, 4\]"),
+        (dict(splits=[-1]), "split_points holds -1"),
+        (dict(prompts=["cat", ""]), "prompts holds ''"),
+    ],
+)
 def test_bad_measurements_are_refused(measure, arguments, message):
     with pytest.raises(ValueError, match=message):
         measure(**arguments)
@@ -183,8 +201,9 @@ def test_text_score_is_the_cosine_of_the_encoders_features(judges):
     torch.manual_seed(3)
     pictures, prompts = torch.rand(4, 3, 16, 16), ["cat", "dog", "cow", "owl"]
     model, processor = judges.clip()
-    inputs = processor(text=prompts, images=[(p * 255).round().to(torch.uint8) for p in pictures],
-                       return_tensors="pt", padding=True)
+    inputs = processor(
+        text=prompts, images=[(p * 255).round().to(torch.uint8) for p in pictures], return_tensors="pt", padding=True
+    )
     with torch.no_grad():
         image = model.get_image_features(inputs["pixel_values"])
         text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
@@ -215,8 +234,12 @@ def test_deep_feature_distance_is_symmetric_zero_on_equals_and_blind_to_scale():
 
 
 def test_summary_resamples_whole_prompts():
-    rows = [{"prompt": prompt, "user": user, "split_point": split, "pai": split / 10 + level}
-            for prompt, level in (("a", 0.0), ("b", 0.2)) for user in "xyz" for split in (0, 5)]
+    rows = [
+        {"prompt": prompt, "user": user, "split_point": split, "pai": split / 10 + level}
+        for prompt, level in (("a", 0.0), ("b", 0.2))
+        for user in "xyz"
+        for split in (0, 5)
+    ]
     summary = summarize_pai(pd.DataFrame(rows))
     np.testing.assert_allclose(summary["mean"], [0.1, 0.6])
     np.testing.assert_allclose(summary["low"], [0.0, 0.5])  # both draws may be prompt a
@@ -236,6 +259,7 @@ def test_the_interval_of_a_summary_is_the_one_that_holds_95_of_100_means():
 
 def test_the_stable_diffusion_judges_load_and_resize(clip_folder, monkeypatch):
     import torchmetrics.image.lpip as lpip
+
     seen = {}
 
     class StandIn:

@@ -76,6 +76,11 @@ with PretendDevice():
 
 @pytest.mark.parametrize("trial", TRIALS)
 def test_nothing_leaves_the_device(trial):
-    done = subprocess.run([sys.executable, "-c", PRELUDE + TRIALS[trial]], cwd=Path(__file__).parent, text=True,
-                          capture_output=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + TRIALS[trial]],
+        cwd=Path(__file__).parent,
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]

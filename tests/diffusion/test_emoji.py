@@ -73,9 +73,15 @@ def test_a_style_that_never_drew_a_concept_is_skipped():
     assert [load_emoji(concepts=[lonely]).styles[i] for i in load_emoji(["noto", "blob"], [lonely]).style] == ["noto"]
 
 
-@pytest.mark.parametrize(("styles", "concepts", "says"), [
-    (["apple"], None, "apple"), ([], None, "styles is empty"), (["noto"], [], "concepts is empty"),
-    (["noto"], ["birthday cke"], "birthday cake")])
+@pytest.mark.parametrize(
+    ("styles", "concepts", "says"),
+    [
+        (["apple"], None, "apple"),
+        ([], None, "styles is empty"),
+        (["noto"], [], "concepts is empty"),
+        (["noto"], ["birthday cke"], "birthday cake"),
+    ],
+)
 def test_bad_requests_name_what_is_wrong_and_what_is_near(styles, concepts, says):
     with pytest.raises(ValueError, match=says):
         load_emoji(styles, concepts)

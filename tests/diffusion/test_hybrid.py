@@ -52,8 +52,9 @@ def models(folder):
 
 def hybrid(models, **settings):
     edge, users = models
-    return HybridPipeline(edge, {"me": User("me", edge), **users},
-                          **{"num_steps": STEPS, "guidance_scale": 3.0, **settings})
+    return HybridPipeline(
+        edge, {"me": User("me", edge), **users}, **{"num_steps": STEPS, "guidance_scale": 3.0, **settings}
+    )
 
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
@@ -61,21 +62,40 @@ def hybrid(models, **settings):
 def test_same_model_on_both_sides_is_the_unsplit_run_bit_for_bit(models, scheduler, guidance):
     run = hybrid(models, scheduler=scheduler, guidance_scale=guidance)
     edge = models[0]
-    plain = StableDiffusionPipeline(**{**edge.components,
-                                       "scheduler": SCHEDULERS[scheduler].from_config(edge.scheduler.config)},
-                                    requires_safety_checker=False)
+    plain = StableDiffusionPipeline(
+        **{**edge.components, "scheduler": SCHEDULERS[scheduler].from_config(edge.scheduler.config)},
+        requires_safety_checker=False,
+    )
     plain.set_progress_bar_config(disable=True)
-    unsplit = plain("cat", num_inference_steps=STEPS, guidance_scale=guidance, output_type="latent",
-                    height=16, width=16, generator=torch.Generator().manual_seed(5)).images
+    unsplit = plain(
+        "cat",
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        output_type="latent",
+        height=16,
+        width=16,
+        generator=torch.Generator().manual_seed(5),
+    ).images
     for split in (0, 1, 2, 4, STEPS - 1, STEPS):
         assert torch.equal(run.generate("cat", "me", split, seed=5).latents, unsplit), split
-    pictures = plain("cat", num_inference_steps=STEPS, guidance_scale=guidance, output_type="pt", height=16, width=16,
-                     generator=torch.Generator().manual_seed(5)).images
+    pictures = plain(
+        "cat",
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        output_type="pt",
+        height=16,
+        width=16,
+        generator=torch.Generator().manual_seed(5),
+    ).images
     torch.testing.assert_close(decode(edge, unsplit), pictures)
 
 
-OTHER_SPACINGS = [("ddim", {"timestep_spacing": "trailing"}), ("euler", {"use_karras_sigmas": True}),
-                  ("euler", {"use_exponential_sigmas": True}), ("dpmsolver++", {"use_karras_sigmas": True})]
+OTHER_SPACINGS = [
+    ("ddim", {"timestep_spacing": "trailing"}),
+    ("euler", {"use_karras_sigmas": True}),
+    ("euler", {"use_exponential_sigmas": True}),
+    ("dpmsolver++", {"use_karras_sigmas": True}),
+]
 
 
 @pytest.mark.parametrize("scheduler, options", OTHER_SPACINGS)
@@ -114,7 +134,7 @@ def test_a_batch_of_mixed_splits_agrees_with_single_runs(models, scheduler):
     batch = run.generate(prompts, users, splits, seeds)
     for i, (prompt, user, split, seed) in enumerate(zip(prompts, users, splits, seeds)):
         single = run.generate(prompt, user, split, seed)
-        torch.testing.assert_close(batch.latents[i:i + 1], single.latents, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(batch.latents[i : i + 1], single.latents, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -126,12 +146,18 @@ def test_a_device_may_finish_its_packets_in_one_growing_batch(models, scheduler)
         torch.testing.assert_close(latent[None], run.device_latents([packet], "bob"), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("batching, rows", [("early_exit", [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2], [0], [0]]),
-                                            ("static", [[0, 1, 2]] * STEPS)])
+@pytest.mark.parametrize(
+    "batching, rows",
+    [("early_exit", [[0, 1, 2], [0, 1, 2], [0, 2], [0, 2], [0], [0]]), ("static", [[0, 1, 2]] * STEPS)],
+)
 def test_a_request_is_handed_over_at_its_own_step_and_not_touched_afterwards(models, batching, rows):
     seen = {}
-    packets = hybrid(models).edge_phase(["cat", "dog", "cow"], [0, 4, 2], batching=batching,
-                                        on_step=lambda step, names, latents: seen.update({step: (names, latents)}))
+    packets = hybrid(models).edge_phase(
+        ["cat", "dog", "cow"],
+        [0, 4, 2],
+        batching=batching,
+        on_step=lambda step, names, latents: seen.update({step: (names, latents)}),
+    )
     assert [names for names, _ in seen.values()] == rows
     for request, packet in enumerate(packets):
         names, latents = seen[packet.step]
@@ -234,8 +260,10 @@ def test_the_smallest_packets_are_small(models):
 
 
 def test_half_precision_packets_change_little(models):
-    exact, compact = (hybrid(models, packet_dtype=dtype).generate("cat", "ann", [3, STEPS], 1).latents
-                      for dtype in ("float32", "float16"))
+    exact, compact = (
+        hybrid(models, packet_dtype=dtype).generate("cat", "ann", [3, STEPS], 1).latents
+        for dtype in ("float32", "float16")
+    )
     torch.testing.assert_close(compact[0], exact[0], rtol=0.02, atol=0.02)
     assert not torch.equal(compact[0], exact[0]) and torch.equal(compact[1], exact[1])
 
@@ -267,13 +295,18 @@ def test_a_cut_or_malformed_packet_is_refused(models):
         with pytest.raises(ValueError, match="packet"):
             Packet.from_bytes(part)
     length = struct.unpack("<I", content[8:12])[0]
-    header = json.loads(content[12:12 + length])
-    lies = [{**header, "extra": 1}, {**header, "tensors": [["latent", "float32", [9, 8, 8]]]},
-            {**header, "tensors": [["latent", "object", [4, 8, 8]]]}, {**header, "tensors": []},
-            {**header, "step": 99}, {k: v for k, v in header.items() if k != "seed"}]
+    header = json.loads(content[12 : 12 + length])
+    lies = [
+        {**header, "extra": 1},
+        {**header, "tensors": [["latent", "float32", [9, 8, 8]]]},
+        {**header, "tensors": [["latent", "object", [4, 8, 8]]]},
+        {**header, "tensors": []},
+        {**header, "step": 99},
+        {k: v for k, v in header.items() if k != "seed"},
+    ]
     for lie in lies:
         text = json.dumps(lie).encode()
-        body = content[:8] + struct.pack("<I", len(text)) + text + content[12 + length:-16]
+        body = content[:8] + struct.pack("<I", len(text)) + text + content[12 + length : -16]
         with pytest.raises(ValueError, match="packet|step|belong"):
             Packet.from_bytes(body + _checksum(body))
 
@@ -331,12 +364,16 @@ def test_pipelines_and_adapters_from_folders_run_end_to_end(models, folder):
 
 def test_an_adapter_may_be_stored_as_peft_stores_one(models, folder, tmp_path):
     weights = load_file(folder / "ann" / "pytorch_lora_weights.safetensors")
-    save_file({key.replace("unet.", "base_model.model.", 1): value for key, value in weights.items()},
-              tmp_path / "adapter_model.safetensors")
+    save_file(
+        {key.replace("unet.", "base_model.model.", 1): value for key, value in weights.items()},
+        tmp_path / "adapter_model.safetensors",
+    )
     LoraConfig(r=2, lora_alpha=2, target_modules=TARGETS).save_pretrained(tmp_path)
     edge, users = load_users(make_pipeline(), {"ann": tmp_path})
-    here, there = (HybridPipeline(pipeline, loaded, num_steps=STEPS).generate("cat", "ann", 4).latents
-                   for pipeline, loaded in ((edge, users), models))
+    here, there = (
+        HybridPipeline(pipeline, loaded, num_steps=STEPS).generate("cat", "ann", 4).latents
+        for pipeline, loaded in ((edge, users), models)
+    )
     assert torch.equal(here, there)
 
 
@@ -344,8 +381,9 @@ def test_a_merged_adapter_draws_the_same_and_leaves_the_edge_without_adapters(mo
     edge, users = load_users(make_pipeline(), [folder / "ann"], merge=True)
     assert users["ann"].pipeline is not edge and not hasattr(edge.unet, "peft_config")
     merged = HybridPipeline(edge, users, num_steps=STEPS).generate("cat", "ann", [0, 4]).latents
-    torch.testing.assert_close(merged, hybrid(models, guidance_scale=7.5).generate("cat", "ann", [0, 4]).latents,
-                               rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        merged, hybrid(models, guidance_scale=7.5).generate("cat", "ann", [0, 4]).latents, rtol=1e-2, atol=1e-3
+    )
     assert not torch.equal(*merged)
 
 
@@ -366,20 +404,23 @@ def test_adapters_and_pipelines_of_another_model_are_refused(models, folder, tmp
         load_users(models[0], [])
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(split_points=STEPS + 1), r"split_points holds 7: whole numbers in \[0, 6\]"),
-    (dict(split_points=-1), r"split_points holds -1"),
-    (dict(split_points=1.5), "split_points holds 1.5"),
-    (dict(split_points=float("nan")), "split_points holds nan"),
-    (dict(split_points=[1, 2, 3]), "lengths differ"),
-    (dict(split_points=[]), "split_points is empty"),
-    (dict(seed=-1), "seed holds -1"),
-    (dict(prompts=["cat", " "]), "prompts holds ' '"),
-    (dict(prompts=[]), "prompts is empty"),
-    (dict(users=[]), "users is empty"),
-    (dict(users="zoe"), "user='zoe' is unknown; there are me, ann, bob, cyd"),
-    (dict(batching="dynamic"), "batching='dynamic' is not one of early_exit, static"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(split_points=STEPS + 1), r"split_points holds 7: whole numbers in \[0, 6\]"),
+        (dict(split_points=-1), r"split_points holds -1"),
+        (dict(split_points=1.5), "split_points holds 1.5"),
+        (dict(split_points=float("nan")), "split_points holds nan"),
+        (dict(split_points=[1, 2, 3]), "lengths differ"),
+        (dict(split_points=[]), "split_points is empty"),
+        (dict(seed=-1), "seed holds -1"),
+        (dict(prompts=["cat", " "]), "prompts holds ' '"),
+        (dict(prompts=[]), "prompts is empty"),
+        (dict(users=[]), "users is empty"),
+        (dict(users="zoe"), "user='zoe' is unknown; there are me, ann, bob, cyd"),
+        (dict(batching="dynamic"), "batching='dynamic' is not one of early_exit, static"),
+    ],
+)
 def test_bad_requests_are_refused_before_any_work(models, arguments, message):
     calls = []
     hook = models[0].unet.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -393,21 +434,27 @@ def test_the_pipelines_own_scheduler_does_not_matter(models):
     """Stable Diffusion 1.5 ships with PNDM, whose settings know nothing of clipping."""
     edge = models[0]
     config = {key: value for key, value in edge.scheduler.config.items() if key != "clip_sample"}
-    other = StableDiffusionPipeline(**{**edge.components, "scheduler": PNDMScheduler.from_config(config)},
-                                    requires_safety_checker=False)
+    other = StableDiffusionPipeline(
+        **{**edge.components, "scheduler": PNDMScheduler.from_config(config)}, requires_safety_checker=False
+    )
     for scheduler in SCHEDULERS:
-        packets = [HybridPipeline(pipeline, {}, num_steps=STEPS, scheduler=scheduler).edge_phase("cat", 2)[0]
-                   for pipeline in (edge, other)]
+        packets = [
+            HybridPipeline(pipeline, {}, num_steps=STEPS, scheduler=scheduler).edge_phase("cat", 2)[0]
+            for pipeline in (edge, other)
+        ]
         assert torch.equal(packets[0].latent, packets[1].latent)
 
 
-@pytest.mark.parametrize("settings, message", [
-    (dict(num_steps=0), "num_steps=0 must be a whole number"),
-    (dict(num_steps=2.5), "num_steps=2.5"),
-    (dict(scheduler="pndm"), r"scheduler='pndm' is not one of ddim, euler, dpmsolver\+\+"),
-    (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
-    (dict(packet_dtype="int8"), "packet_dtype='int8'"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (dict(num_steps=0), "num_steps=0 must be a whole number"),
+        (dict(num_steps=2.5), "num_steps=2.5"),
+        (dict(scheduler="pndm"), r"scheduler='pndm' is not one of ddim, euler, dpmsolver\+\+"),
+        (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
+        (dict(packet_dtype="int8"), "packet_dtype='int8'"),
+    ],
+)
 def test_bad_settings_are_refused(models, settings, message):
     with pytest.raises(ValueError, match=message):
         hybrid(models, **settings)

@@ -74,6 +74,7 @@ def test_guidance_can_be_off(pipe):
 
 def test_most_images_show_what_the_prompt_asked_for(pipe):
     from splitpoint.diffusion.judges import load_concept_classifier
+
     prompts = ["red apple", "rocket", "umbrella", "sunflower", "guitar", "strawberry"] * 2
     said = load_concept_classifier().classify(draw(pipe, prompts, range(len(prompts)), 20))
     assert np.mean([a == b for a, b in zip(said, prompts)]) >= 0.6
@@ -156,8 +157,9 @@ def test_the_running_mean_follows_the_weights(tmp_path, monkeypatch):
     counted_steps(monkeypatch, 1)
     pipe, checkpoint = build_mini(SMALLEST), tmp_path / "checkpoint.safetensors"
     before = {f"unet.{name}": weight.detach().clone() for name, weight in pipe.unet.named_parameters()}
-    fit_denoiser(pipe, load_emoji(["noto"], ["rocket"]), 1.0, batch=4, learning_rate=1.0, checkpoint=checkpoint,
-                 progress=False)
+    fit_denoiser(
+        pipe, load_emoji(["noto"], ["rocket"]), 1.0, batch=4, learning_rate=1.0, checkpoint=checkpoint, progress=False
+    )
     state, after = load_file(checkpoint), {f"unet.{name}": weight for name, weight in pipe.unet.named_parameters()}
     for name, start in before.items():
         expected = start + (state[f"weight.{name}"] - start) * 9 / 11  # keeps 2/11 after the first step
@@ -182,10 +184,16 @@ def test_training_goes_on_where_it_was_interrupted(tmp_path):
     first = fit_denoiser(build_mini(SMALLEST), shown, 0.01, batch=4, checkpoint=checkpoint, progress=False)
     pipe = build_mini(SMALLEST)
     losses = fit_denoiser(pipe, shown, 0.02, batch=4, checkpoint=checkpoint, resume=True, progress=False)
-    assert len(losses) > len(first) and losses[:len(first)] == pytest.approx(first)
+    assert len(losses) > len(first) and losses[: len(first)] == pytest.approx(first)
     with pytest.raises(ValueError, match="another architecture"):
-        fit_denoiser(build_mini(MiniSize(**{**SMALLEST.__dict__, "unet_channels": (32, 64)})), shown, 1.0,
-                     checkpoint=checkpoint, resume=True, progress=False)
+        fit_denoiser(
+            build_mini(MiniSize(**{**SMALLEST.__dict__, "unet_channels": (32, 64)})),
+            shown,
+            1.0,
+            checkpoint=checkpoint,
+            resume=True,
+            progress=False,
+        )
 
 
 def test_an_autoencoder_goes_on_where_it_was_interrupted_and_is_not_trained_twice(tmp_path):
@@ -194,7 +202,7 @@ def test_an_autoencoder_goes_on_where_it_was_interrupted_and_is_not_trained_twic
     pipe, finished = build_mini(SMALLEST), build_mini(SMALLEST)
     first = fit_autoencoder(build_mini(SMALLEST).vae, images, 0.005, **options)
     errors = fit_autoencoder(pipe.vae, images, 0.01, **options)
-    assert len(errors) > len(first) and errors[:len(first)] == pytest.approx(first)
+    assert len(errors) > len(first) and errors[: len(first)] == pytest.approx(first)
     assert fit_autoencoder(finished.vae, images, 0.01, **options) == pytest.approx(errors)
     for one, other in zip(pipe.vae.parameters(), finished.vae.parameters()):
         torch.testing.assert_close(one, other)
@@ -203,7 +211,15 @@ def test_an_autoencoder_goes_on_where_it_was_interrupted_and_is_not_trained_twic
 def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monkeypatch):
     """The only one that trains the autoencoder too, as ``make train-mini`` does."""
     monkeypatch.setitem(mini.SIZES, "small", SMALLEST)
-    options = dict(out=tmp_path, minutes=0.01, vae_minutes=0.01, concepts=["rocket", "red apple"], styles=["noto"], device="cpu", progress=False)
+    options = dict(
+        out=tmp_path,
+        minutes=0.01,
+        vae_minutes=0.01,
+        concepts=["rocket", "red apple"],
+        styles=["noto"],
+        device="cpu",
+        progress=False,
+    )
     with monkeypatch.context() as cut:
         cut.setattr(mini, "fit_denoiser", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
@@ -219,16 +235,24 @@ def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monk
 
 
 def test_a_tiny_one_is_trained_saved_and_read_back(tmp_path, pipe):
-    trained = train_mini("tiny", tmp_path / "tiny", minutes=0.02, concepts=["rocket", "red apple"], vae=pipe.vae,
-                         progress=False)
+    trained = train_mini(
+        "tiny", tmp_path / "tiny", minutes=0.02, concepts=["rocket", "red apple"], vae=pipe.vae, progress=False
+    )
     image = trained("rocket", num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
     assert load_mini(tmp_path / "tiny").concepts == ("rocket", "red apple")
 
 
-@pytest.mark.parametrize(("given", "says"), [
-    ({"size": "huge"}, "huge"), ({"minutes": 0}, "minutes=0"), ({"vae_minutes": -1}, "vae_minutes=-1"), ({"concepts": ["no such thing"]}, "no such thing"),
-    ({"styles": ["apple"], "concepts": ["rocket"]}, "apple")])
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"size": "huge"}, "huge"),
+        ({"minutes": 0}, "minutes=0"),
+        ({"vae_minutes": -1}, "vae_minutes=-1"),
+        ({"concepts": ["no such thing"]}, "no such thing"),
+        ({"styles": ["apple"], "concepts": ["rocket"]}, "apple"),
+    ],
+)
 def test_bad_training_requests(given, says):
     with pytest.raises(ValueError, match=says):
         train_mini(**given)

@@ -70,8 +70,16 @@ def counted_steps(monkeypatch):
 def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe, counted_steps):
     counted_steps(6)
     shared = draw(pipe, "rocket", [3], 3).astype(int)
-    personalize([np.zeros((64, 64, 3), np.uint8)], ["rocket"], pipe, tmp_path / "dark", rank=2, learning_rate=0.2,
-                batch=4, progress=False)
+    personalize(
+        [np.zeros((64, 64, 3), np.uint8)],
+        ["rocket"],
+        pipe,
+        tmp_path / "dark",
+        rank=2,
+        learning_rate=0.2,
+        batch=4,
+        progress=False,
+    )
     mine, other = draw(pipe, "rocket", [3], 3), load_mini()
     attach_user(other, tmp_path / "dark")
     again = draw(other, "rocket", [3], 3)
@@ -113,14 +121,19 @@ def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
     assert np.abs(draw(other, "rocket", [3], 3).astype(int) - mine).mean() < 1
 
 
-@pytest.mark.parametrize(("images", "prompts", "more", "says"), [
-    ([], [], {}, "images has 0"), ([Image.new("RGB", (8, 8))], ["a", "b"], {}, "1 entries and prompts has 2"),
-    ([Image.new("RGB", (8, 8))], [" "], {}, "empty prompt"),
-    ([Image.new("RGB", (8, 8))], ["rocket"], {"rank": 0}, "rank=0"),
-    ([Image.new("RGB", (8, 8))], ["rocket"], {"minutes": 0}, "minutes=0"),
-    ([Image.new("RGB", (8, 8))], ["rocket"], {"learning_rate": float("nan")}, "learning_rate=nan"),
-    ([Image.new("RGB", (8, 8))], ["rocket"], {"batch": 0}, "batch=0"),
-    (["a.png"], ["rocket"], {}, "holds a str")])
+@pytest.mark.parametrize(
+    ("images", "prompts", "more", "says"),
+    [
+        ([], [], {}, "images has 0"),
+        ([Image.new("RGB", (8, 8))], ["a", "b"], {}, "1 entries and prompts has 2"),
+        ([Image.new("RGB", (8, 8))], [" "], {}, "empty prompt"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"rank": 0}, "rank=0"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"minutes": 0}, "minutes=0"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"learning_rate": float("nan")}, "learning_rate=nan"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"batch": 0}, "batch=0"),
+        (["a.png"], ["rocket"], {}, "holds a str"),
+    ],
+)
 def test_bad_requests_are_refused(pipe, images, prompts, more, says):
     before = set(getattr(pipe.unet, "peft_config", {}))
     with pytest.raises(ValueError, match=says):
@@ -162,14 +175,18 @@ def test_every_layer_of_a_users_file_is_loaded(pipe, style):
 
 def test_a_file_in_two_namings_is_refused_instead_of_loaded_by_half(tmp_path, pipe):
     state = load_file(user_path("noto") / ADAPTER_FILE)
-    mixed = {key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if "attn" in key else key: value
-             for key, value in state.items()}
+    mixed = {
+        key.replace("lora_A", "lora.down").replace("lora_B", "lora.up") if "attn" in key else key: value
+        for key, value in state.items()
+    }
     save_file(mixed, tmp_path / ADAPTER_FILE)
     write_meta(tmp_path / ADAPTER_FILE, kind="trained", command="here")
     for load in (lambda: load_users(pipe, {"half": tmp_path}), lambda: attach_user(pipe, tmp_path)):
         with pytest.raises(ValueError, match="142 tensors of which"):
             load()
-        assert not {"half", adapter_name(tmp_path.name)} & set(getattr(pipe.unet, "peft_config", {}))  # nothing of it is left behind
+        assert not {"half", adapter_name(tmp_path.name)} & set(
+            getattr(pipe.unet, "peft_config", {})
+        )  # nothing of it is left behind
 
 
 def test_a_report_of_one_user_keeps_what_was_measured_of_others(tmp_path, monkeypatch, pipe):

@@ -8,9 +8,18 @@ import torch
 from splitpoint.diffusion import profile
 from splitpoint.files import read_meta
 
-TINY = dict(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-            cross_attention_dim=8, attention_head_dim=4, norm_num_groups=4,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
+TINY = dict(
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    cross_attention_dim=8,
+    attention_head_dim=4,
+    norm_num_groups=4,
+    down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+)
 
 
 @pytest.fixture
@@ -32,6 +41,7 @@ class CountedStep:
                 raise self.error
             self.calls[batch] = self.calls.get(batch, 0) + 1
             self.order.append(batch)
+
         return run
 
 
@@ -47,13 +57,18 @@ def test_sizes_are_interleaved_in_a_seeded_order():
     first, again, other = CountedStep(), CountedStep(), CountedStep()
     for step, seed in ((first, 0), (again, 0), (other, 1)):
         profile.measure(step, [1, 2, 4, 8], repeats=6, warmups=0, seed=seed)
-    rounds = [first.order[i:i + 4] for i in range(0, 24, 4)]
+    rounds = [first.order[i : i + 4] for i in range(0, 24, 4)]
     assert all(sorted(r) == [1, 2, 4, 8] for r in rounds) and len({tuple(r) for r in rounds}) > 1
     assert first.order == again.order != other.order
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate …")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate …"),
+    ],
+)
 def test_out_of_memory_ends_the_curve_and_is_reported(error):
     rows = profile.measure(CountedStep(full_at=4, error=error), [1, 2, 4, 8], repeats=2)
     assert {r["batch_size"] for r in rows if r["status"] == "ok"} == {1, 2}
@@ -90,8 +105,9 @@ def test_other_failures_are_not_taken_for_a_lack_of_memory():
 
 
 def test_table_has_the_documented_columns(tiny):
-    table = profile.profile_step_latency("tiny", [1, 3], dtype="bf16", mode="channels_last", guidance=True, repeats=2,
-                                         device="cpu")
+    table = profile.profile_step_latency(
+        "tiny", [1, 3], dtype="bf16", mode="channels_last", guidance=True, repeats=2, device="cpu"
+    )
     assert tuple(table.columns) == profile.COLUMNS and len(table) == 4
     assert (table.step_s > 0).all() and table.status.eq("ok").all()
     flop = table.groupby("batch_size").model_flop.first()
@@ -102,8 +118,10 @@ def test_operations_are_counted_as_by_hand():
     """One linear layer more in the time embedding than without: 2 * in * out operations, on shapes alone."""
     config = dict(TINY, time_embedding_dim=32)
     wider = dict(TINY, time_embedding_dim=64)
-    flops = [profile.model_flop(profile.Architecture(profile.UNet2DConditionModel, c, 4, 8, (5, 8), ""))
-             for c in (config, wider)]
+    flops = [
+        profile.model_flop(profile.Architecture(profile.UNet2DConditionModel, c, 4, 8, (5, 8), ""))
+        for c in (config, wider)
+    ]
     resnets = [m for m in profile.UNet2DConditionModel(**config).modules() if type(m).__name__ == "ResnetBlock2D"]
     added = 2 * 8 * 32 + 2 * (64 * 64 - 32 * 32) + sum(2 * 32 * m.time_emb_proj.out_features for m in resnets)
     assert flops[1] - flops[0] == added
@@ -111,8 +129,13 @@ def test_operations_are_counted_as_by_hand():
 
 def test_sizes_that_would_take_too_long_are_left_out(monkeypatch):
     monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
-    kept = {limit: {row["batch_size"] for row in profile.measure(lambda batch: lambda: None, [1, 2, 4], repeats=5,
-                                                                 limit_s=limit)} for limit in (4, 6, 14, 16, None)}
+    kept = {
+        limit: {
+            row["batch_size"]
+            for row in profile.measure(lambda batch: lambda: None, [1, 2, 4], repeats=5, limit_s=limit)
+        }
+        for limit in (4, 6, 14, 16, None)
+    }
     assert kept == {4: set(), 6: {1}, 14: {1, 2}, 16: {1, 2, 4}, None: {1, 2, 4}}
 
 
@@ -142,9 +165,16 @@ def test_measuring_leaves_the_settings_of_torch_as_they_were(tiny):
 def test_every_batch_size_of_a_compiled_curve_is_compiled(tiny, monkeypatch):
     """torch gives up after eight shapes by default, and would run the others as if not compiled, without an error."""
     compiled, real = [], torch.compile
-    monkeypatch.setattr(profile, "_predict", lambda model, architecture, latents, steps, context: latents * context.mean())
-    monkeypatch.setattr(torch, "compile", lambda function, **options: real(
-        function, backend=lambda graph, inputs: compiled.append(graph) or graph.forward, **options))
+    monkeypatch.setattr(
+        profile, "_predict", lambda model, architecture, latents, steps, context: latents * context.mean()
+    )
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda function, **options: real(
+            function, backend=lambda graph, inputs: compiled.append(graph) or graph.forward, **options
+        ),
+    )
     sizes = list(range(1, 11))
     table = profile.profile_step_latency("tiny", sizes, mode="compile", repeats=1, warmups=1, device="cpu")
     assert sorted(table.batch_size) == sizes and len(compiled) == len(sizes)
@@ -155,7 +185,9 @@ def test_the_plan_of_the_script_can_be_measured_and_names_each_curve_once(device
     plan = profile.default_settings(device)
     for setting in plan:
         profile._check(setting, device)
-        assert list(setting.batch_sizes) == sorted(setting.batch_sizes) and setting.repeats >= 20 and setting.limit_s < 480
+        assert (
+            list(setting.batch_sizes) == sorted(setting.batch_sizes) and setting.repeats >= 20 and setting.limit_s < 480
+        )
     assert len({setting.key for setting in plan}) == len(plan)
     assert {setting.architecture for setting in plan} == {"mini", "sd15", "sdxl", "pixart"}
     assert ("mini", "fp32", "channels_last", "True") in {setting.key for setting in plan}, "08 and a recipe read it"
@@ -171,8 +203,13 @@ def test_guidance_combines_the_models_answers_to_a_doubled_batch(tiny, monkeypat
     torch.testing.assert_close(plain, step._predict(*inputs), rtol=1e-4, atol=1e-5)  # same prompt twice: no change
     assert torch.isfinite(plain).all() and plain.std() > 0
     without, with_prompt = torch.randn(2, 2, 4, 8, 8)
-    monkeypatch.setattr(profile, "_predict", lambda model, architecture, latents, steps, context: (
-        torch.cat([without, with_prompt]) if len(latents) == len(steps) == len(context) == 4 else None))
+    monkeypatch.setattr(
+        profile,
+        "_predict",
+        lambda model, architecture, latents, steps, context: (
+            torch.cat([without, with_prompt]) if len(latents) == len(steps) == len(context) == 4 else None
+        ),
+    )
     torch.testing.assert_close(step._predict(*inputs), without + 7.5 * (with_prompt - without))
 
 
@@ -203,9 +240,14 @@ def test_the_sidecar_says_what_was_typed(tiny, tmp_path, monkeypatch):
     setting = profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0, 60.0)
     seen = []
     monkeypatch.setattr(profile, "default_settings", lambda device: [setting])
-    monkeypatch.setattr(profile, "_profile", lambda asked, *rest, real=profile._profile, **more: (
-        seen.append(asked) or real(asked, *rest, **more)))
-    monkeypatch.setattr("sys.argv", ["profile", "--device", "cpu", "--out", str(tmp_path / "m.csv"), "--curve-seconds", "90"])
+    monkeypatch.setattr(
+        profile,
+        "_profile",
+        lambda asked, *rest, real=profile._profile, **more: seen.append(asked) or real(asked, *rest, **more),
+    )
+    monkeypatch.setattr(
+        "sys.argv", ["profile", "--device", "cpu", "--out", str(tmp_path / "m.csv"), "--curve-seconds", "90"]
+    )
     profile.main()
     assert [asked.limit_s for asked in seen] == [90.0]
     command = read_meta(tmp_path / "m.csv")["command"]
@@ -217,7 +259,9 @@ def test_a_file_of_another_machine_is_not_continued(tiny, tmp_path, monkeypatch)
     out, setting = tmp_path / "machine.csv", profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)
     profile.run_profile(out, "cpu", settings=[setting])
     monkeypatch.setattr(profile, "device_name", lambda: "another processor")
-    with pytest.raises(ValueError, match="out='machine.csv' holds measurements of .*; valid: a file of its own for another"):
+    with pytest.raises(
+        ValueError, match="out='machine.csv' holds measurements of .*; valid: a file of its own for another"
+    ):
         profile.run_profile(out, "cpu", settings=[setting])
 
 
@@ -225,8 +269,11 @@ def test_what_is_left_out_and_what_fails_is_said(tiny, tmp_path, monkeypatch, ca
     monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
     monkeypatch.setattr(profile, "time_once", lambda run, device: 1.0)
     real = profile._profile
-    monkeypatch.setattr(profile, "_profile", lambda setting, *rest, **more: (
-        real(setting, *rest, **more) if setting.mode == "eager" else {}["no compiler"]))
+    monkeypatch.setattr(
+        profile,
+        "_profile",
+        lambda setting, *rest, **more: real(setting, *rest, **more) if setting.mode == "eager" else {}["no compiler"],
+    )
     settings = [profile.Setting("tiny", "fp32", mode, False, (1, 2, 4), 5, 0, 13.0) for mode in ("compile", "eager")]
     profile.run_profile(tmp_path / "machine.csv", "cpu", settings=settings)
     printed = capsys.readouterr().out
@@ -251,12 +298,19 @@ def test_published_configurations_build(name):
     assert count == pytest.approx({"sd15": 860, "sdxl": 2567, "pixart": 611}[name], rel=0.01)
 
 
-@pytest.mark.parametrize("change, message", [
-    (dict(architecture="vgg"), "architecture='vgg' is unknown; there are: tiny"),
-    (dict(dtype="int8"), "dtype='int8'"), (dict(mode="magic"), "mode='magic'"),
-    (dict(mode="cuda_graphs"), "needs device='cuda'"), (dict(batch_sizes=[]), "batch_sizes"),
-    (dict(batch_sizes=[0]), "whole numbers in"), (dict(repeats=0), "repeats=0"), (dict(warmups=-1), "warmups=-1"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(architecture="vgg"), "architecture='vgg' is unknown; there are: tiny"),
+        (dict(dtype="int8"), "dtype='int8'"),
+        (dict(mode="magic"), "mode='magic'"),
+        (dict(mode="cuda_graphs"), "needs device='cuda'"),
+        (dict(batch_sizes=[]), "batch_sizes"),
+        (dict(batch_sizes=[0]), "whole numbers in"),
+        (dict(repeats=0), "repeats=0"),
+        (dict(warmups=-1), "warmups=-1"),
+    ],
+)
 def test_bad_input_is_refused(tiny, change, message):
     with pytest.raises(ValueError, match=message):
         profile.profile_step_latency(**(dict(architecture="tiny", device="cpu") | change))
@@ -266,14 +320,19 @@ def test_bad_input_is_refused(tiny, change, message):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mode", profile.MODES)
 def test_every_mode_on_a_gpu(tiny, mode):
-    table = profile.profile_step_latency("tiny", [1, 2], dtype="bf16", mode=mode, guidance=True, repeats=3, device="cuda")
+    table = profile.profile_step_latency(
+        "tiny", [1, 2], dtype="bf16", mode=mode, guidance=True, repeats=3, device="cuda"
+    )
     assert (table.step_s > 0).all() and (table.peak_memory_bytes > 0).all()
 
 
 def test_sidecars_are_json_without_host_names(tiny, tmp_path, monkeypatch):
     import socket
+
     monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
-    profile.run_profile(tmp_path / "m.csv", "cpu", settings=[profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)])
+    profile.run_profile(
+        tmp_path / "m.csv", "cpu", settings=[profile.Setting("tiny", "fp32", "eager", False, (1,), 1, 0)]
+    )
     text = (tmp_path / "m.csv.meta.json").read_text()
     assert json.loads(text)["device"] and socket.gethostname() not in text and str(tmp_path) not in text
     assert np.isfinite(float(next(csv.DictReader((tmp_path / "m.csv").open()))["step_s"]))

@@ -7,14 +7,31 @@ import pytest
 import torch
 
 from splitpoint.files import data_path
-from splitpoint.learning import (Agent, Scenario, TrainingSettings, evaluate_agent, load_agent, stack_windows,
-                                 train_agent)
+from splitpoint.learning import (
+    Agent,
+    Scenario,
+    TrainingSettings,
+    evaluate_agent,
+    load_agent,
+    stack_windows,
+    train_agent,
+)
 from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.training import PrioritizedDQN, make_learner, network_weights
 from splitpoint.offloading import check_plan, evaluate, sample_instance, solve, solvers
 
-TINY = TrainingSettings(scenario=Scenario((1, 6), (4, 16)), decisions=256, num_envs=8, hidden=(16, 16), batch_size=32,
-                        buffer_size=128, learning_starts=64, rollout=8, epochs=2, target_update=64)
+TINY = TrainingSettings(
+    scenario=Scenario((1, 6), (4, 16)),
+    decisions=256,
+    num_envs=8,
+    hidden=(16, 16),
+    batch_size=32,
+    buffer_size=128,
+    learning_starts=64,
+    rollout=8,
+    epochs=2,
+    target_update=64,
+)
 VARIANTS = {
     "dqn": {},
     "ppo": {"learner": "ppo"},
@@ -84,6 +101,7 @@ def test_numpy_and_torch_decide_alike(activation):
 
 def test_importance_weights_reach_the_gradient():
     """With one state-action pair per error size, the weighted step must differ from the plain one."""
+
     def weights_after(beta):
         settings = replace(TINY, beta=beta, learning_starts=0, decisions=64)
         model = make_learner(settings, OffloadingVecEnv(settings.scenario, settings.num_envs))
@@ -108,9 +126,14 @@ def test_errors_rates_and_exponents_of_an_update_are_by_the_book(double, monkeyp
 
     def watched(batch_size, beta):
         data, rows = sample(batch_size, beta=beta), np.arange(batch_size)
-        online, target, now = (net(x).detach().numpy() for net, x in (
-            (model.q_net, data.next_observations), (model.q_net_target, data.next_observations),
-            (model.q_net, data.observations)))
+        online, target, now = (
+            net(x).detach().numpy()
+            for net, x in (
+                (model.q_net, data.next_observations),
+                (model.q_net_target, data.next_observations),
+                (model.q_net, data.observations),
+            )
+        )
         value = target[rows, (online if double else target).argmax(axis=1)]
         rewards, ended, actions = (x.numpy().ravel() for x in (data.rewards, data.dones, data.actions))
         assert 0 < ended.mean() < 1
@@ -152,8 +175,9 @@ def test_the_agent_is_a_solver():
     assert "agent" in solvers()
     for users in (1, 4, 20):
         instance = sample_instance(users, 8, np.random.default_rng(users))
-        reached, best, local = (evaluate(instance, solve(instance, name)).utility
-                                for name in ("agent", "exact", "all_local"))
+        reached, best, local = (
+            evaluate(instance, solve(instance, name)).utility for name in ("agent", "exact", "all_local")
+        )
         assert local <= reached <= best + 1e-9
 
 
@@ -224,8 +248,19 @@ def test_observations_that_are_not_numbers_are_refused():
         agent.preferences(np.zeros((2, 45), np.float32))
 
 
-@pytest.mark.parametrize("change", [{"learner": "sac"}, {"decisions": 0}, {"learning_rate": 0.0}, {"priority": 2.0},
-                                    {"epsilon": (0.5, -1)}, {"hidden": (0,)}, {"max_users": 3}, {"activation": "gelu"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"learner": "sac"},
+        {"decisions": 0},
+        {"learning_rate": 0.0},
+        {"priority": 2.0},
+        {"epsilon": (0.5, -1)},
+        {"hidden": (0,)},
+        {"max_users": 3},
+        {"activation": "gelu"},
+    ],
+)
 def test_bad_settings_are_named(change):
     name = next(iter(change))
     with pytest.raises(ValueError, match=name):

@@ -118,7 +118,8 @@ def test_released_features_put_the_user_being_decided_first():
     observation = env.step(1)[0]
     rows, shared = observation[:140].reshape(20, 7), observation[140:]
     assert rows[0, :4].tolist() == [0, 1, 0, 0] and rows[0, 4] == pytest.approx(
-        min(10, 0.01 * instance.alpha[1]), rel=1e-5)
+        min(10, 0.01 * instance.alpha[1]), rel=1e-5
+    )
     assert rows[-1, :4].tolist() == [0, 0, 1, 0]
     assert shared[:4] == pytest.approx([1.7, 0.3, 0.1, 0.0])
 
@@ -189,24 +190,29 @@ def test_features_of_fixed_size_do_not_grow_with_the_users():
         assert len(feature_names(features, 7)) == num_features(features, 7)
 
 
-@pytest.mark.parametrize("call, name", [
-    (lambda: OffloadingEnv(features="nice"), "features='nice'"),
-    (lambda: OffloadingEnv(reward="nice"), "reward='nice'"),
-    (lambda: OffloadingEnv(order="nice"), "order='nice'"),
-    (lambda: OffloadingVecEnv(Scenario(), num_envs=0), "num_envs=0"),
-    (lambda: OffloadingVecEnv(Scenario(), max_users=5), r"max_users=5 is outside \[20, inf\)"),
-    (lambda: OffloadingVecEnv(Scenario().sample(4, np.random.default_rng(0)), max_users=40), r"\[20, 20\]"),
-    (lambda: OffloadingEnv(max_users=0), r"max_users=0 is outside \[20, inf\)"),
-    (lambda: Scenario().sample(1, np.random.default_rng(0), max_users=19), r"max_users=19 is outside \[20, inf\)"),
-    (lambda: Scenario(num_users=(0, 3)), r"num_users\[0\]=0"),
-    (lambda: Scenario(num_edge_gpus=(4, 3)), r"num_edge_gpus\[1\]=3"),
-    (lambda: Scenario(devices=(99,)), "devices=99"),
-    (lambda: OffloadingEnv().step(1), "reset"),
-    (lambda: OffloadingEnv().plan(), "reset"),
-    (lambda: stack_windows([]), "instances is empty"),
-    (lambda: OffloadingEnv().reset(options={"instance": sample_instance(21, 4, np.random.default_rng(0))}),
-     r"num_users=21 is outside \[1, 20\]"),
-])
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: OffloadingEnv(features="nice"), "features='nice'"),
+        (lambda: OffloadingEnv(reward="nice"), "reward='nice'"),
+        (lambda: OffloadingEnv(order="nice"), "order='nice'"),
+        (lambda: OffloadingVecEnv(Scenario(), num_envs=0), "num_envs=0"),
+        (lambda: OffloadingVecEnv(Scenario(), max_users=5), r"max_users=5 is outside \[20, inf\)"),
+        (lambda: OffloadingVecEnv(Scenario().sample(4, np.random.default_rng(0)), max_users=40), r"\[20, 20\]"),
+        (lambda: OffloadingEnv(max_users=0), r"max_users=0 is outside \[20, inf\)"),
+        (lambda: Scenario().sample(1, np.random.default_rng(0), max_users=19), r"max_users=19 is outside \[20, inf\)"),
+        (lambda: Scenario(num_users=(0, 3)), r"num_users\[0\]=0"),
+        (lambda: Scenario(num_edge_gpus=(4, 3)), r"num_edge_gpus\[1\]=3"),
+        (lambda: Scenario(devices=(99,)), "devices=99"),
+        (lambda: OffloadingEnv().step(1), "reset"),
+        (lambda: OffloadingEnv().plan(), "reset"),
+        (lambda: stack_windows([]), "instances is empty"),
+        (
+            lambda: OffloadingEnv().reset(options={"instance": sample_instance(21, 4, np.random.default_rng(0))}),
+            r"num_users=21 is outside \[1, 20\]",
+        ),
+    ],
+)
 def test_bad_input_is_named(call, name):
     with pytest.raises(ValueError, match=name):
         call()

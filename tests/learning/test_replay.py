@@ -145,15 +145,18 @@ def test_a_restored_buffer_draws_the_same():
         assert np.array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("call, name", [
-    (lambda: SumTree(0), "capacity=0"),
-    (lambda: SumTree(4).update([4], [1.0]), "index holds 4"),
-    (lambda: SumTree(4).update([0], [np.nan]), "priority holds nan"),
-    (lambda: filled(alpha=2), "alpha=2"),
-    (lambda: filled().draw(8, 1.5), "beta=1.5"),
-    (lambda: filled().draw(0, 0.5), "batch_size=0"),
-    (lambda: filled().update_priorities([0], [np.nan]), "errors holds nan"),
-])
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: SumTree(0), "capacity=0"),
+        (lambda: SumTree(4).update([4], [1.0]), "index holds 4"),
+        (lambda: SumTree(4).update([0], [np.nan]), "priority holds nan"),
+        (lambda: filled(alpha=2), "alpha=2"),
+        (lambda: filled().draw(8, 1.5), "beta=1.5"),
+        (lambda: filled().draw(0, 0.5), "batch_size=0"),
+        (lambda: filled().update_priorities([0], [np.nan]), "errors holds nan"),
+    ],
+)
 def test_bad_input_is_named(call, name):
     with pytest.raises(ValueError, match=name):
         call()

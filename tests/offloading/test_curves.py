@@ -102,19 +102,22 @@ def test_published_lines():
     assert sum(line.intercept_s < 0 for line in lines) == 4
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: LatencyModel(-1, 0), r"slope_s=-1 .*\[0, inf\)"),
-    (lambda: LatencyModel(float("nan"), 0), "slope_s=nan"),
-    (lambda: LatencyModel(1, -2), "step of batch 1"),
-    (lambda: AccuracyModel(0, 1), "steepness=0"),
-    (lambda: LatencyModel(1, 1).shared_by(0), "num_gpus=0"),
-    (lambda: fit_latency([1, 2], [1, 2]), "at least 3"),
-    (lambda: fit_latency([1, 2, 3], [1, 2]), "one length"),
-    (lambda: fit_latency([2, 2, 2], [1, 2, 3]), "single size"),
-    (lambda: fit_latency([1, 2, 3], [1, -2, 3]), "positive"),
-    (lambda: fit_accuracy([0, 1, np.nan], [0, 1, 1]), "split holds nan"),
-    (lambda: fit_accuracy([0, 50, 100], [1, 0.5, 0.1]), "does not rise"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: LatencyModel(-1, 0), r"slope_s=-1 .*\[0, inf\)"),
+        (lambda: LatencyModel(float("nan"), 0), "slope_s=nan"),
+        (lambda: LatencyModel(1, -2), "step of batch 1"),
+        (lambda: AccuracyModel(0, 1), "steepness=0"),
+        (lambda: LatencyModel(1, 1).shared_by(0), "num_gpus=0"),
+        (lambda: fit_latency([1, 2], [1, 2]), "at least 3"),
+        (lambda: fit_latency([1, 2, 3], [1, 2]), "one length"),
+        (lambda: fit_latency([2, 2, 2], [1, 2, 3]), "single size"),
+        (lambda: fit_latency([1, 2, 3], [1, -2, 3]), "positive"),
+        (lambda: fit_accuracy([0, 1, np.nan], [0, 1, 1]), "split holds nan"),
+        (lambda: fit_accuracy([0, 50, 100], [1, 0.5, 0.1]), "does not rise"),
+    ],
+)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

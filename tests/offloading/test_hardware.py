@@ -24,8 +24,11 @@ def write(tmp_path, text):
 
 
 def rows(line, noise, rng, sizes=(1, 2, 4, 8, 16), repeats=20, mode="eager"):
-    return "".join(f"box,mini,fp32,{mode},True,{b},{r},ok,{line.step_latency_s(b) + rng.normal(0, noise)}\n"
-                   for b in sizes for r in range(repeats))
+    return "".join(
+        f"box,mini,fp32,{mode},True,{b},{r},ok,{line.step_latency_s(b) + rng.normal(0, noise)}\n"
+        for b in sizes
+        for r in range(repeats)
+    )
 
 
 def test_fits_recover_known_lines_within_their_intervals(tmp_path):
@@ -50,25 +53,29 @@ def test_curves_are_kept_apart_and_end_where_memory_did(tmp_path):
 
 
 def test_lines_go_through_medians_up_to_the_limit_included(tmp_path):
-    text = HEADER + "".join(f"box,mini,fp32,eager,True,{b},{r},ok,{s}\n" for b in (1, 2, 4, 8)
-                            for r, s in enumerate((b, b, 50)))  # one repeat in three was disturbed
+    text = HEADER + "".join(
+        f"box,mini,fp32,eager,True,{b},{r},ok,{s}\n" for b in (1, 2, 4, 8) for r, s in enumerate((b, b, 50))
+    )  # one repeat in three was disturbed
     (fit,) = latency_fits(write(tmp_path, text), max_batch=4).values()
     assert (fit.model.slope_s, fit.model.intercept_s) == pytest.approx((1, 0), abs=1e-9) and len(fit.residuals) == 3
 
 
-@pytest.mark.parametrize("text, message", [
-    (HEADER.replace("dtype,", ""), "machine.csv: column 'dtype' is missing"),
-    (HEADER.replace("step_s", "step_ms"), "column 'step_ms' has another unit, valid is seconds"),
-    (HEADER, "no rows"),
-    (HEADER + "box,mini,fp32,eager,True,1,0,ok,-0.1\n", r"line 2: step_s='-0.1' is outside \(0, inf\)"),
-    (HEADER + "box,mini,fp32,eager,True,1,0,ok,0\n", r"line 2: step_s='0' is outside \(0, inf\)"),
-    (HEADER + "box,mini,fp32,eager,True,1,0,ok,nan\n", "line 2: step_s='nan' is not a finite number"),
-    (HEADER + "box,mini,fp32,eager,True,1,0,ok,fast\n", "step_s='fast'"),
-    (HEADER + "box,mini,fp32,eager,True,1,0,ok\n", "line 2: step_s=None is not a finite number"),
-    (HEADER + "box,mini,fp32,eager,True,1.5,0,ok,1\n", "batch_size='1.5'"),
-    (HEADER + "box,mini,fp32,eager,True,0,0,ok,1\n", "batch_size='0'"),
-    (HEADER + "box,mini,fp32,eager,True,1,0,late,1\n", "status='late' is not one of ok, out_of_memory"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (HEADER.replace("dtype,", ""), "machine.csv: column 'dtype' is missing"),
+        (HEADER.replace("step_s", "step_ms"), "column 'step_ms' has another unit, valid is seconds"),
+        (HEADER, "no rows"),
+        (HEADER + "box,mini,fp32,eager,True,1,0,ok,-0.1\n", r"line 2: step_s='-0.1' is outside \(0, inf\)"),
+        (HEADER + "box,mini,fp32,eager,True,1,0,ok,0\n", r"line 2: step_s='0' is outside \(0, inf\)"),
+        (HEADER + "box,mini,fp32,eager,True,1,0,ok,nan\n", "line 2: step_s='nan' is not a finite number"),
+        (HEADER + "box,mini,fp32,eager,True,1,0,ok,fast\n", "step_s='fast'"),
+        (HEADER + "box,mini,fp32,eager,True,1,0,ok\n", "line 2: step_s=None is not a finite number"),
+        (HEADER + "box,mini,fp32,eager,True,1.5,0,ok,1\n", "batch_size='1.5'"),
+        (HEADER + "box,mini,fp32,eager,True,0,0,ok,1\n", "batch_size='0'"),
+        (HEADER + "box,mini,fp32,eager,True,1,0,late,1\n", "status='late' is not one of ok, out_of_memory"),
+    ],
+)
 def test_bad_files_are_refused(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_profile(write(tmp_path, text))
@@ -86,6 +93,7 @@ def test_a_bent_line_is_found(bend, at_bend, below, above):
 
 def test_a_bent_edge_can_be_planned_for():
     from dataclasses import replace
+
     instance = sample_instance(6, 8, np.random.default_rng(0))
     bent = replace(instance, edge=TwoPieceLatency(3, 0.02, 0.001, 0.02))
     assert utility(bent, solve(bent)) >= utility(bent, solve(instance)) - 1e-9
@@ -94,6 +102,7 @@ def test_a_bent_edge_can_be_planned_for():
 
 def utility(instance, plan):
     from splitpoint.offloading import evaluate
+
     return evaluate(instance, plan).utility
 
 

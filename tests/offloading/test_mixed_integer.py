@@ -17,9 +17,14 @@ def run(code, **options):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **options)
 
 
-@pytest.mark.parametrize("code, printed", [(MILP, "optimal\n"), (DIRECTLY, "1\n"),
-                                           ("print('before'); " + MILP + "; print('after')",
-                                            "before\noptimal\nafter\n")])
+@pytest.mark.parametrize(
+    "code, printed",
+    [
+        (MILP, "optimal\n"),
+        (DIRECTLY, "1\n"),
+        ("print('before'); " + MILP + "; print('after')", "before\noptimal\nafter\n"),
+    ],
+)
 def test_the_solver_has_no_banner(code, printed):
     done = run(code)
     assert (done.returncode, done.stdout) == (0, printed), done.stderr
@@ -31,7 +36,9 @@ def test_a_program_can_be_solved_after_another_solve_on_all_threads():
 
 
 def test_a_process_without_standard_output_can_solve():
-    code = "import os; os.close(1); from splitpoint.offloading import *; " \
-           "plan = solve(released_instance(3, 4, 0), 'milp'); os.write(2, plan.status.encode())"
+    code = (
+        "import os; os.close(1); from splitpoint.offloading import *; "
+        "plan = solve(released_instance(3, 4, 0), 'milp'); os.write(2, plan.status.encode())"
+    )
     done = run(code)
     assert done.stderr == "optimal", done.stderr

@@ -25,12 +25,14 @@ from .strategies import instances
 
 @pytest.fixture
 def window():
-    return Instance(LatencyModel(0.01, 0.02), np.array([0.5, 0.7, 0.9]), np.array([60.0, 90, 40]),
-                    np.array([0.1, 0.4, 0.9]))
+    return Instance(
+        LatencyModel(0.01, 0.02), np.array([0.5, 0.7, 0.9]), np.array([60.0, 90, 40]), np.array([0.1, 0.4, 0.9])
+    )
 
 
-@pytest.mark.parametrize("method, reward", [
-    ("exact", -0.10661001151387), ("all_edge", -0.24500534908804), ("all_local", -1.03084724154279)])
+@pytest.mark.parametrize(
+    "method, reward", [("exact", -0.10661001151387), ("all_edge", -0.24500534908804), ("all_local", -1.03084724154279)]
+)
 def test_rewards_of_the_released_environment(method, reward):
     instance = released_instance(12, 16, 1234)
     assert evaluate(instance, solve(instance, method)).reward == pytest.approx(reward, abs=1e-12)
@@ -39,8 +41,11 @@ def test_rewards_of_the_released_environment(method, reward):
 def test_static_evaluation_by_hand(window):
     outcome = evaluate(window, Plan(np.array([True, False, True]), np.array([80.0, 200, 120])))
     edge_step, transfer = 0.01 * 2 + 0.02, 4400216 * 10 / 100e6 * 2
-    latency = [120 * edge_step + transfer + 80 * 0.5 + 0.9, 200 * 0.7 + 0.6,
-               80 * edge_step + transfer + 120 * 0.9 + 0.1]
+    latency = [
+        120 * edge_step + transfer + 80 * 0.5 + 0.9,
+        200 * 0.7 + 0.6,
+        80 * edge_step + transfer + 120 * 0.9 + 0.1,
+    ]
     pai = 1 / (1 + np.exp(-0.0413 * (np.array([80, 200, 120]) - 71.44)))
     np.testing.assert_allclose(outcome.latency_s, latency)
     np.testing.assert_allclose(outcome.accuracy, pai)
@@ -56,8 +61,9 @@ def test_early_exit_by_stepping_through_the_batch(window):
         inside = left >= step
         edge_s[inside] += 0.01 * inside.sum() + 0.02
     transfer = 3 * window.parameters.transfer_s_per_user
-    np.testing.assert_allclose(outcome.latency_s, edge_s + transfer + splits * window.device_step_s
-                               + 1 - window.arrival_s)
+    np.testing.assert_allclose(
+        outcome.latency_s, edge_s + transfer + splits * window.device_step_s + 1 - window.arrival_s
+    )
 
 
 @given(instances())
@@ -112,14 +118,17 @@ def test_sampling_is_seeded():
     np.testing.assert_array_equal(first.alpha, again.alpha)
 
 
-@pytest.mark.parametrize("granted, splits, message", [
-    ([True, True, False], [79, 100, 200], r"split_points holds 79 .*\[80, 200\]"),
-    ([True, True, False], [80, 201, 200], "split_points holds 201"),
-    ([True, True, False], [80, 100, 150], "num_steps=200 for denied"),
-    ([True, True], [80, 100], "valid is bool and float"),
-    ([1, 1, 0], [80, 100, 200], "valid is bool"),
-    ([True, True, False], [80, np.nan, 200], "split_points holds nan"),
-])
+@pytest.mark.parametrize(
+    "granted, splits, message",
+    [
+        ([True, True, False], [79, 100, 200], r"split_points holds 79 .*\[80, 200\]"),
+        ([True, True, False], [80, 201, 200], "split_points holds 201"),
+        ([True, True, False], [80, 100, 150], "num_steps=200 for denied"),
+        ([True, True], [80, 100], "valid is bool and float"),
+        ([1, 1, 0], [80, 100, 200], "valid is bool"),
+        ([True, True, False], [80, np.nan, 200], "split_points holds nan"),
+    ],
+)
 def test_infeasible_plans_are_refused(window, granted, splits, message):
     with pytest.raises(ValueError, match=message):
         check_plan(window, Plan(np.array(granted), np.array(splits, dtype=float)))
@@ -131,22 +140,25 @@ def test_batch_limit_is_checked(window):
         evaluate(small, Plan(np.ones(3, bool), np.full(3, 100.0)))
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: sample_instance(0, 4, np.random.default_rng()), r"num_users=0 .*\[1, inf\)"),
-    (lambda: sample_instance(4, 0, np.random.default_rng()), "num_edge_gpus=0"),
-    (lambda: sample_instance(4, 4, 1234), "default_rng"),
-    (lambda: SystemParameters(min_split=201), r"min_split=201 .*\[0, 200\]"),
-    (lambda: SystemParameters(num_steps=1.5), r"num_steps=1.5 is not a whole number in \[1, inf\)"),
-    (lambda: SystemParameters(min_split=80.5), r"min_split=80.5 is not a whole number in \[0, 200\]"),
-    (lambda: SystemParameters(bandwidth_hz=0), "bandwidth_hz=0"),
-    (lambda: SystemParameters(transmission="magic"), "released, corrected"),
-    (lambda: Instance(LatencyModel(1, 1), [], [], []), "at least one user"),
-    (lambda: Instance(LatencyModel(1, 1), [1, 2], [1, 2], [0.5]), "lengths 2, 2 and 1"),
-    (lambda: Instance(LatencyModel(1, 1), [np.nan], [1], [0.5]), "device_step_s holds nan"),
-    (lambda: Instance(LatencyModel(1, 1), [0.0], [1], [0.5]), "device_step_s holds 0.0"),
-    (lambda: Instance(LatencyModel(1, 1), [1], [1], [1.5]), r"arrival_s holds 1.5; valid is \[0, 1.0\]"),
-    (lambda: evaluate(released_instance(2, 4, 0), solve(released_instance(2, 4, 0)), "late"), "static, early_exit"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: sample_instance(0, 4, np.random.default_rng()), r"num_users=0 .*\[1, inf\)"),
+        (lambda: sample_instance(4, 0, np.random.default_rng()), "num_edge_gpus=0"),
+        (lambda: sample_instance(4, 4, 1234), "default_rng"),
+        (lambda: SystemParameters(min_split=201), r"min_split=201 .*\[0, 200\]"),
+        (lambda: SystemParameters(num_steps=1.5), r"num_steps=1.5 is not a whole number in \[1, inf\)"),
+        (lambda: SystemParameters(min_split=80.5), r"min_split=80.5 is not a whole number in \[0, 200\]"),
+        (lambda: SystemParameters(bandwidth_hz=0), "bandwidth_hz=0"),
+        (lambda: SystemParameters(transmission="magic"), "released, corrected"),
+        (lambda: Instance(LatencyModel(1, 1), [], [], []), "at least one user"),
+        (lambda: Instance(LatencyModel(1, 1), [1, 2], [1, 2], [0.5]), "lengths 2, 2 and 1"),
+        (lambda: Instance(LatencyModel(1, 1), [np.nan], [1], [0.5]), "device_step_s holds nan"),
+        (lambda: Instance(LatencyModel(1, 1), [0.0], [1], [0.5]), "device_step_s holds 0.0"),
+        (lambda: Instance(LatencyModel(1, 1), [1], [1], [1.5]), r"arrival_s holds 1.5; valid is \[0, 1.0\]"),
+        (lambda: evaluate(released_instance(2, 4, 0), solve(released_instance(2, 4, 0)), "late"), "static, early_exit"),
+    ],
+)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -74,12 +74,22 @@ def test_early_exit_is_at_least_as_good_as_exact_under_early_exit(instance):
 
 
 SHORT = SystemParameters(num_steps=24, min_split=10, max_batch=3, accuracy=AccuracyModel(0.35, 8.6))
-TOGETHER = Instance(LatencyModel(0.05, 0.02), np.array([0.3, 0.4, 0.6]), np.array([6.0, 8, 10]),
-                    np.array([0.1, 0.5, 0.9]), replace(SHORT, transmission="corrected"))
+TOGETHER = Instance(
+    LatencyModel(0.05, 0.02),
+    np.array([0.3, 0.4, 0.6]),
+    np.array([6.0, 8, 10]),
+    np.array([0.1, 0.5, 0.9]),
+    replace(SHORT, transmission="corrected"),
+)
 
 
-@pytest.mark.parametrize("instance", [*(sample_instance(users, 4, np.random.default_rng(seed), SHORT)
-                                        for users, seed in ((2, 0), (3, 1), (3, 2))), TOGETHER])
+@pytest.mark.parametrize(
+    "instance",
+    [
+        *(sample_instance(users, 4, np.random.default_rng(seed), SHORT) for users, seed in ((2, 0), (3, 1), (3, 2))),
+        TOGETHER,
+    ],
+)
 def test_early_exit_equals_a_search_over_subsets_and_whole_steps(instance):
     """Every subset and every pair or triple of whole steps, evaluated one by one."""
     best = utility(instance, solve(instance, "all_local"))
@@ -111,8 +121,13 @@ def test_permuting_users_permutes_the_plan(instance, shuffler):
     gains, _ = grant_gains(instance, np.arange(1, instance.largest_batch + 1))
     assume(np.diff(np.sort(gains, axis=1), axis=1).min() > 1e-6)  # users who tie may stand in for each other
     order = np.array(shuffler.sample(range(instance.num_users), instance.num_users))
-    shuffled = Instance(instance.edge, instance.device_step_s[order], instance.alpha[order],
-                        instance.arrival_s[order], instance.parameters)
+    shuffled = Instance(
+        instance.edge,
+        instance.device_step_s[order],
+        instance.alpha[order],
+        instance.arrival_s[order],
+        instance.parameters,
+    )
     np.testing.assert_array_equal(solve(shuffled).granted, solve(instance).granted[order])
     np.testing.assert_allclose(solve(shuffled).split_points, solve(instance).split_points[order])
 
@@ -177,8 +192,10 @@ def test_genetic_never_forgets_its_best_and_prefers_the_better_parents():
     found = [utility(instance, solve(instance, "genetic", population=6, generations=g)) for g in range(1, 40)]
     assert np.all(np.diff(found) >= -1e-9) and found[-1] > found[0]
     best, local = (utility(instance, solve(instance, method)) for method in ("exact", "all_local"))
-    shares = [(utility(instance, solve(instance, "genetic", seed=s, population=30, generations=30)) - local)
-              / (best - local) for s in range(10)]
+    shares = [
+        (utility(instance, solve(instance, "genetic", seed=s, population=30, generations=30)) - local) / (best - local)
+        for s in range(10)
+    ]
     assert np.mean(shares) > 0.99
 
 
@@ -222,8 +239,12 @@ def test_an_edge_that_admits_nobody():
 
 
 def test_a_solver_of_ones_own():
-    register("grant_first", lambda instance: Plan(np.arange(instance.num_users) == 0,
-                                                  np.where(np.arange(instance.num_users) == 0, 100.0, 200.0)))
+    register(
+        "grant_first",
+        lambda instance: Plan(
+            np.arange(instance.num_users) == 0, np.where(np.arange(instance.num_users) == 0, 100.0, 200.0)
+        ),
+    )
     try:
         assert solve(released_instance(3, 4, 0), "grant_first").granted.tolist() == [True, False, False]
         register("too_few", lambda instance: Plan(np.zeros(1, bool), np.full(1, 200.0)))
@@ -231,18 +252,22 @@ def test_a_solver_of_ones_own():
             solve(released_instance(3, 4, 0), "too_few")
     finally:
         from splitpoint.offloading.solvers import _SOLVERS
+
         for name in ("grant_first", "too_few"):
             _SOLVERS.pop(name, None)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"method": "simplex"}, "method='simplex' is unknown; there are: exact, early_exit"),
-    ({"method": "milp", "formulation": "loose"}, "tight, gqap"),
-    ({"method": "milp", "time_limit_s": 0}, "time_limit_s=0"),
-    ({"method": "genetic", "population": 1}, "population=1"),
-    ({"method": "genetic", "mutation": 2}, r"mutation=2 is outside \[0, 1\]"),
-    ({"method": "genetic", "mutation": None}, r"mutation=None is outside \[0, 1\]"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "simplex"}, "method='simplex' is unknown; there are: exact, early_exit"),
+        ({"method": "milp", "formulation": "loose"}, "tight, gqap"),
+        ({"method": "milp", "time_limit_s": 0}, "time_limit_s=0"),
+        ({"method": "genetic", "population": 1}, "population=1"),
+        ({"method": "genetic", "mutation": 2}, r"mutation=2 is outside \[0, 1\]"),
+        ({"method": "genetic", "mutation": None}, r"mutation=None is outside \[0, 1\]"),
+    ],
+)
 def test_bad_input_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         solve(released_instance(3, 4, 0), **options)

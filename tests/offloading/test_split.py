@@ -19,8 +19,9 @@ def value(n, alpha, saving, parameters):
 def test_closed_form_is_as_good_as_scipy(alpha, saving):
     parameters = SystemParameters()
     found = optimal_split(alpha, saving, parameters)
-    numeric = minimize_scalar(lambda n: -value(n, alpha, saving, parameters), bounds=(80, 200), method="bounded",
-                              options={"xatol": 1e-9})
+    numeric = minimize_scalar(
+        lambda n: -value(n, alpha, saving, parameters), bounds=(80, 200), method="bounded", options={"xatol": 1e-9}
+    )
     best = max(-numeric.fun, value(80, alpha, saving, parameters), value(200, alpha, saving, parameters))
     assert value(found, alpha, saving, parameters) >= best - 1e-9 * max(1, abs(best))
 
@@ -73,15 +74,23 @@ def test_limits_and_shapes():
     assert optimal_split(1.0, 0.2, wide) == 0
 
 
-@pytest.mark.parametrize("sizes, message", [
-    (3, r"batch_sizes has shape \(\); valid is \(m,\)"), ([[1, 2]], r"shape \(1, 2\)"), ([0], "batch_sizes holds 0.0")])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        (3, r"batch_sizes has shape \(\); valid is \(m,\)"),
+        ([[1, 2]], r"shape \(1, 2\)"),
+        ([0], "batch_sizes holds 0.0"),
+    ],
+)
 def test_bad_batch_sizes_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         grant_gains(sample_instance(3, 4, np.random.default_rng(0)), sizes)
 
 
-@pytest.mark.parametrize("alpha, saving, message", [
-    (-1, 0.1, "alpha holds -1.0"), (np.nan, 0.1, "alpha holds nan"), (1, np.inf, "step_saving_s holds inf")])
+@pytest.mark.parametrize(
+    "alpha, saving, message",
+    [(-1, 0.1, "alpha holds -1.0"), (np.nan, 0.1, "alpha holds nan"), (1, np.inf, "step_saving_s holds inf")],
+)
 def test_bad_input_is_refused(alpha, saving, message):
     with pytest.raises(ValueError, match=message):
         optimal_split(alpha, saving, SystemParameters())

@@ -12,8 +12,9 @@ from splitpoint.offloading.solvers import plan_for
 @settings(max_examples=25, deadline=None)
 def test_many_windows_agree_with_one_at_a_time(seed, transmission, max_batch):
     rng = np.random.default_rng(seed)
-    windows = Scenario((1, 20), (2, 32), parameters=SystemParameters(transmission=transmission, max_batch=max_batch)
-                       ).sample(8, rng)
+    windows = Scenario(
+        (1, 20), (2, 32), parameters=SystemParameters(transmission=transmission, max_batch=max_batch)
+    ).sample(8, rng)
     granted = windows.present & (rng.random(windows.alpha.shape) < 0.5)
     granted &= np.cumsum(granted, axis=1) <= max_batch
     exact, share = windows.exact(), windows.optimality(granted)
@@ -35,8 +36,14 @@ def test_many_windows_agree_with_one_at_a_time(seed, transmission, max_batch):
 
 def test_where_nothing_can_be_gained_only_nothing_is_optimal():
     windows = Scenario((3, 3), (4, 4)).sample(1, np.random.default_rng(0))
-    slow = Windows(windows.slope_s * 1e3, windows.intercept_s + 1, windows.device_step_s, windows.alpha,
-                   windows.waiting_s, windows.num_users)
+    slow = Windows(
+        windows.slope_s * 1e3,
+        windows.intercept_s + 1,
+        windows.device_step_s,
+        windows.alpha,
+        windows.waiting_s,
+        windows.num_users,
+    )
     nobody, everybody = np.zeros((1, 3), bool), np.ones((1, 3), bool)
     assert slow.optimality(nobody)[0] == 1 and slow.optimality(everybody)[0] == -np.inf
 

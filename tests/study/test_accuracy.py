@@ -19,9 +19,19 @@ from splitpoint.study.accuracy import (
 
 def made_up_samples(midpoints, seed=0):
     rng = np.random.default_rng(seed)
-    return pd.DataFrame([dict(prompt=f"p{i}", split_point=s, num_steps=50,
-                              pai=float(AccuracyModel(0.05, b).pai(4 * s)) + rng.normal(0, 0.01))
-                         for i, b in enumerate(midpoints) for s in range(0, 51, 5) for _ in range(3)])
+    return pd.DataFrame(
+        [
+            dict(
+                prompt=f"p{i}",
+                split_point=s,
+                num_steps=50,
+                pai=float(AccuracyModel(0.05, b).pai(4 * s)) + rng.normal(0, 0.01),
+            )
+            for i, b in enumerate(midpoints)
+            for s in range(0, 51, 5)
+            for _ in range(3)
+        ]
+    )
 
 
 def test_scale():
@@ -69,8 +79,18 @@ def test_what_counts_at_the_hand_over_is_noise_when_it_is():
     spacings = {"even": np.linspace(0, 50, 11), "late": 50 * np.linspace(0, 1, 11) ** 2}
     samples = {}
     for name, place in spacings.items():
-        rows = [dict(prompt=f"p{i}", seed=0, split_point=5 * k, num_steps=50, sigma=0.03 * np.exp(place[k] / 8),
-                     pai=float(AccuracyModel(0.3, 25 + i / 10).pai(place[k]))) for i in range(6) for k in range(11)]
+        rows = [
+            dict(
+                prompt=f"p{i}",
+                seed=0,
+                split_point=5 * k,
+                num_steps=50,
+                sigma=0.03 * np.exp(place[k] / 8),
+                pai=float(AccuracyModel(0.3, 25 + i / 10).pai(place[k])),
+            )
+            for i in range(6)
+            for k in range(11)
+        ]
         samples[name] = on_released_scale(pd.DataFrame(rows))
     table = schedule_fits(samples, resamples=20)
     assert table.half_sigma["late"] == pytest.approx(table.half_sigma["even"], rel=0.1)

@@ -6,7 +6,14 @@ from splitpoint.files import write_meta
 from splitpoint.offloading import LatencyModel
 from splitpoint.offloading.hardware import Curve, TwoPieceLatency
 from splitpoint.study.figures import latency as latency_figures
-from splitpoint.study.latency import curve_name, fit_line, line_table, loss_of_the_line, measured_curves, share_of_matrix_rate
+from splitpoint.study.latency import (
+    curve_name,
+    fit_line,
+    line_table,
+    loss_of_the_line,
+    measured_curves,
+    share_of_matrix_rate,
+)
 from splitpoint.tables import results_path
 
 SIZES = np.array([1.0, 2, 4, 8, 12, 16, 18, 24])
@@ -39,9 +46,14 @@ def my_machine(scratch_project):
     path = results_path("my_machine.csv")
     path.parent.mkdir()
     line = LatencyModel(0.002, 0.003)
-    rows = [f"my box,mini,fp32,eager,False,{b:g},{r},ok,{line.step_latency_s(b)},{1e6 * b:g},1e9"
-            for b in SIZES for r in range(3)]
-    columns = "device,architecture,dtype,mode,guidance,batch_size,repeat,status,step_s,model_flop,matrix_rate_flop_per_s"
+    rows = [
+        f"my box,mini,fp32,eager,False,{b:g},{r},ok,{line.step_latency_s(b)},{1e6 * b:g},1e9"
+        for b in SIZES
+        for r in range(3)
+    ]
+    columns = (
+        "device,architecture,dtype,mode,guidance,batch_size,repeat,status,step_s,model_flop,matrix_rate_flop_per_s"
+    )
     path.write_text("\n".join([columns, *rows]))
     write_meta(path, kind="measured", command="make profile", device="my box")
 
@@ -67,8 +79,14 @@ def test_figures_draw_medians_and_errors():
     plt.close("all")
 
 
-@pytest.mark.parametrize("device, name", [
-    ("AMD EPYC, 2 cores", "AMD EPYC"), ("Intel(R) Xeon(R) Processor, 2 cores", "Intel Xeon"),
-    ("NVIDIA H200", "NVIDIA H200"), ("Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz, 8 cores", "Intel Core i7-8550U")])
+@pytest.mark.parametrize(
+    "device, name",
+    [
+        ("AMD EPYC, 2 cores", "AMD EPYC"),
+        ("Intel(R) Xeon(R) Processor, 2 cores", "Intel Xeon"),
+        ("NVIDIA H200", "NVIDIA H200"),
+        ("Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz, 8 cores", "Intel Core i7-8550U"),
+    ],
+)
 def test_a_curve_has_a_short_name(device, name):
     assert curve_name((device, "mini", "fp32", "eager", "True")) == f"{name}, fp32, eager"

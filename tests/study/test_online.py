@@ -20,8 +20,12 @@ from splitpoint.study.online import (
 
 
 def policies(past):
-    return {"first come": first_come, "myopic": myopic, "threshold": threshold(*tune_threshold(past)),
-            "rolling": rolling(past, futures=10)}
+    return {
+        "first come": first_come,
+        "myopic": myopic,
+        "threshold": threshold(*tune_threshold(past)),
+        "rolling": rolling(past, futures=10),
+    }
 
 
 def test_nothing_beats_the_clairvoyant_optimum_and_foresight_helps():
@@ -124,16 +128,19 @@ def test_batch_limit_and_seeds():
     np.testing.assert_array_equal(*same)
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: draw_windows(0), r"count=0 .*\[1, inf\)"),
-    (lambda: draw_windows(1, num_users=(5, 4)), r"num_users\[1\]=4"),
-    (lambda: threshold(0, 1.0), "batch_size=0"),
-    (lambda: users_still_to_come([4], 1, 1.5), "elapsed=1.5"),
-    (lambda: rolling([]), "one edge"),
-    (lambda: tune_threshold([]), "past is empty"),
-    (lambda: tune_threshold(draw_windows(1), num_prices=0), "num_prices=0"),
-    (lambda: rolling([*draw_windows(1, 4), *draw_windows(1, 16)]), "one edge"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: draw_windows(0), r"count=0 .*\[1, inf\)"),
+        (lambda: draw_windows(1, num_users=(5, 4)), r"num_users\[1\]=4"),
+        (lambda: threshold(0, 1.0), "batch_size=0"),
+        (lambda: users_still_to_come([4], 1, 1.5), "elapsed=1.5"),
+        (lambda: rolling([]), "one edge"),
+        (lambda: tune_threshold([]), "past is empty"),
+        (lambda: tune_threshold(draw_windows(1), num_prices=0), "num_prices=0"),
+        (lambda: rolling([*draw_windows(1, 4), *draw_windows(1, 16)]), "one edge"),
+    ],
+)
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()

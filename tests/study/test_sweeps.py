@@ -10,8 +10,13 @@ from splitpoint.study.sweeps import _solver_digest, optimality, reward_sweep, so
 
 
 def sweep(name="sweep", **changes):
-    return reward_sweep(name, **(dict(num_users=(4, 6), num_edge_gpus=(8,), num_seeds=25,
-                                      methods=("exact", "greedy", "all_local", "random")) | changes))
+    return reward_sweep(
+        name,
+        **(
+            dict(num_users=(4, 6), num_edge_gpus=(8,), num_seeds=25, methods=("exact", "greedy", "all_local", "random"))
+            | changes
+        ),
+    )
 
 
 def test_rows_are_what_a_direct_evaluation_gives(scratch_project):
@@ -75,11 +80,17 @@ def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scr
         _SOLVERS.pop("mine")
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(num_seeds=0), r"num_seeds=0 is outside \[1, inf\)"), (dict(batching="late"), "static, early_exit"),
-    (dict(methods=("simplex",)), "method='simplex' is unknown"), (dict(num_users=(4, 0)), "num_users=0"),
-    (dict(num_edge_gpus=(1.5,)), "num_edge_gpus=1.5 is not a whole number"), (dict(num_users=()), "tasks of sweep"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(num_seeds=0), r"num_seeds=0 is outside \[1, inf\)"),
+        (dict(batching="late"), "static, early_exit"),
+        (dict(methods=("simplex",)), "method='simplex' is unknown"),
+        (dict(num_users=(4, 0)), "num_users=0"),
+        (dict(num_edge_gpus=(1.5,)), "num_edge_gpus=1.5 is not a whole number"),
+        (dict(num_users=()), "tasks of sweep"),
+    ],
+)
 def test_bad_arguments_are_refused_before_any_work(changes, message, scratch_project):
     with pytest.raises(ValueError, match=message):
         sweep(**changes)
@@ -106,10 +117,13 @@ def test_solve_times_stop_where_a_method_gives_up(scratch_project):
     assert isinstance(table, pd.DataFrame) and (table.solve_s > 0).all()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"method": "magic"}, "method='magic' is unknown; there are: exact"),
-    ({"method": "milp", "formulation": "loose"}, "formulation='loose' is unknown; there are: tight, gqap"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "magic"}, "method='magic' is unknown; there are: exact"),
+        ({"method": "milp", "formulation": "loose"}, "formulation='loose' is unknown; there are: tight, gqap"),
+    ],
+)
 def test_a_mistyped_method_does_not_pass_for_one_that_gives_up(options, message, scratch_project):
     with pytest.raises(ValueError, match=message):
         solve_times("times", num_users=(4,), methods={"exact": {"method": "exact"}, "typo": options}, num_seeds=2)
@@ -139,9 +153,11 @@ def first_come(instance, size):
     return Patient(size).solve(instance)
 
 
-@pytest.mark.parametrize("make", [lambda size: Patient(size).solve, grant_first,
-                                  lambda size: partial(first_come, size=size)],
-                         ids=["bound to an object", "closure", "partial"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda size: Patient(size).solve, grant_first, lambda size: partial(first_come, size=size)],
+    ids=["bound to an object", "closure", "partial"],
+)
 def test_another_solver_under_the_same_name_is_computed_not_read(make, scratch_project, capsys, monkeypatch):
     tables = []
     for size in (1, 2, 2):

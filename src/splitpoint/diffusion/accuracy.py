@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
 from transformers import CLIPProcessor
 
-from splitpoint.diffusion.judges import PooledCLIP, load_concept_classifier, load_mini_clip, load_style_classifier
 from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
+from splitpoint.diffusion.judges import PooledCLIP, load_concept_classifier, load_mini_clip, load_style_classifier
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
 
@@ -102,8 +102,9 @@ def load_clip(path: str | Path = "openai/clip-vit-base-patch32") -> tuple[Pooled
     return PooledCLIP.from_pretrained(path).eval(), CLIPProcessor.from_pretrained(path)
 
 
-def stable_diffusion_evaluators(clip: str | Path = "openai/clip-vit-base-patch32",
-                                network: str = "alex", pixels: int = 256) -> Evaluators:
+def stable_diffusion_evaluators(
+    clip: str | Path = "openai/clip-vit-base-patch32", network: str = "alex", pixels: int = 256
+) -> Evaluators:
     """CLIP ViT-B/32 and LPIPS, as in the released index; needs torchvision and, once, a connection.
 
     Args:
@@ -112,11 +113,14 @@ def stable_diffusion_evaluators(clip: str | Path = "openai/clip-vit-base-patch32
         pixels: edge length to which pictures are resized before LPIPS.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
     lpips = LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="none", normalize=True)
 
     def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        one, other = (torch.nn.functional.interpolate(x, (pixels, pixels), mode="bilinear", antialias=True).clamp(0, 1)
-                      for x in (one, other))
+        one, other = (
+            torch.nn.functional.interpolate(x, (pixels, pixels), mode="bilinear", antialias=True).clamp(0, 1)
+            for x in (one, other)
+        )
         return lpips(one, other)
 
     loaded = load_clip(clip)
@@ -137,13 +141,18 @@ def mini_evaluators() -> Evaluators:
     def style(pictures: torch.Tensor) -> list[str]:
         return styles.classify((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy())
 
-    return Evaluators("the project's text-image encoder, judge of concepts, judge of styles", load_mini_clip,
-                      deep_feature_distance(feature_maps), style)
+    return Evaluators(
+        "the project's text-image encoder, judge of concepts, judge of styles",
+        load_mini_clip,
+        deep_feature_distance(feature_maps),
+        style,
+    )
 
 
 def mini_prompts() -> tuple[str, ...]:
     """The 20 prompts of the committed measurement: every tenth concept of the miniature, from the sixth on."""
     from splitpoint.diffusion.mini import default_concepts
+
     return default_concepts()[5::10]
 
 
@@ -154,6 +163,7 @@ def real_pictures(styles: Sequence[str], prompts: Sequence[str]) -> torch.Tensor
         ValueError: for an unknown style or prompt, or one that a style never drew.
     """
     from splitpoint.diffusion.emoji import load_emoji
+
     drawn = load_emoji(styles, prompts)
     if len(drawn) < len(styles) * len(prompts):
         raise ValueError(f"prompts={list(prompts)} holds concepts that not all of styles={list(styles)} have drawn")
@@ -171,12 +181,20 @@ def deep_feature_distance(feature_maps: Callable[[torch.Tensor], Sequence[torch.
         A function of two picture batches: mean over layers and places of the squared difference between the maps,
         each place's channels scaled to length 1.
     """
+
     @torch.no_grad()
     def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         pairs = zip(feature_maps(one), feature_maps(other), strict=True)
-        layers = [(torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1))
-                  .square().sum(1).flatten(1).mean(1) for a, b in pairs]
+        layers = [
+            (torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1))
+            .square()
+            .sum(1)
+            .flatten(1)
+            .mean(1)
+            for a, b in pairs
+        ]
         return torch.stack(layers).mean(0)
+
     return distance
 
 
@@ -239,11 +257,21 @@ def calibrate(evaluators: Evaluators, pictures: torch.Tensor, prompts: Sequence[
     return Calibration(float(scores.mean()), float(distances_between_users(pictures, evaluators.distance).mean()))
 
 
-def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequence[int], seeds: Sequence[int] = (0,),
-                *, hybrid: HybridPipeline | None = None, evaluators: Evaluators | None = None,
-                calibration: Calibration | None = None, describe: Callable[[str, str], str] | None = None,
-                path: str | Path | None = None, command: str = "splitpoint.diffusion.accuracy.measure_pai(…)",
-                progress: bool | None = None, cancel: Cancel | None = None) -> pd.DataFrame:
+def measure_pai(
+    prompts: Sequence[str],
+    users: Sequence[str],
+    split_points: Sequence[int],
+    seeds: Sequence[int] = (0,),
+    *,
+    hybrid: HybridPipeline | None = None,
+    evaluators: Evaluators | None = None,
+    calibration: Calibration | None = None,
+    describe: Callable[[str, str], str] | None = None,
+    path: str | Path | None = None,
+    command: str = "splitpoint.diffusion.accuracy.measure_pai(…)",
+    progress: bool | None = None,
+    cancel: Cancel | None = None,
+) -> pd.DataFrame:
     """Draw every prompt for every user at every split point, and measure the index and its parts.
 
     The users of one prompt and seed share the starting noise and the edge's steps. With a path, each finished prompt
@@ -290,10 +318,12 @@ def measure_pai(prompts: Sequence[str], users: Sequence[str], split_points: Sequ
     with progress_bar("prompts x seeds", len(cases), progress) as bar:
         for prompt, seed in cases:
             if (prompt, seed) not in finished:
-                pictures = hybrid.compare(prompt, users, split_points, noise_seed(prompt, seed), progress=False,
-                                          cancel=cancel)
-                table = _judge(pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators,
-                               calibration, describe)
+                pictures = hybrid.compare(
+                    prompt, users, split_points, noise_seed(prompt, seed), progress=False, cancel=cancel
+                )
+                table = _judge(
+                    pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators, calibration, describe
+                )
                 table.insert(6, "sigma", np.repeat(sigmas, len(users)))
                 finished.add(table)
             bar.update()
@@ -322,9 +352,16 @@ def summarize_pai(table: pd.DataFrame, value: str = "pai", resamples: int = 2000
     by_prompt = table.groupby(["prompt", "split_point"])[value].mean().unstack().to_numpy()
     draws = np.random.default_rng(seed).integers(len(by_prompt), size=(resamples, len(by_prompt)))
     low, high = np.percentile(by_prompt[draws].mean(axis=1), [2.5, 97.5], axis=0)
-    return pd.DataFrame({"split_point": sorted(table["split_point"].unique()), "mean": by_prompt.mean(axis=0),
-                         "low": low, "high": high, "prompts": len(by_prompt),
-                         "samples": table.groupby("split_point").size().to_numpy()})
+    return pd.DataFrame(
+        {
+            "split_point": sorted(table["split_point"].unique()),
+            "mean": by_prompt.mean(axis=0),
+            "low": low,
+            "high": high,
+            "prompts": len(by_prompt),
+            "samples": table.groupby("split_point").size().to_numpy(),
+        }
+    )
 
 
 def save_calibration(calibration: Calibration, path: str | Path, *, command: str, settings: dict) -> Path:
@@ -359,8 +396,10 @@ class _Finished:
     def _take(self, text: str, settings: dict, name: str) -> None:
         differing = [key for key, value in json.loads(json.dumps(self.settings)).items() if settings.get(key) != value]
         if differing:
-            raise ValueError(f"path: {name} holds another measurement (other {', '.join(differing)}); "
-                             "choose another path or remove the file")
+            raise ValueError(
+                f"path: {name} holds another measurement (other {', '.join(differing)}); "
+                "choose another path or remove the file"
+            )
         table = pd.read_csv(io.StringIO(text))
         self.rows = {case: rows for case, rows in table.groupby(["prompt", "seed"], sort=False)}
 
@@ -379,9 +418,14 @@ class _Finished:
         table = pd.concat([self.rows[case] for case in cases], ignore_index=True)
         if self.path is not None:
             write_atomically(self.path, table.to_csv(index=False).encode())
-            write_meta(self.path, kind="measured", command=command, settings=self.settings,
-                       prompts=list(dict.fromkeys(prompt for prompt, _ in cases)),
-                       seeds=sorted({seed for _, seed in cases}))
+            write_meta(
+                self.path,
+                kind="measured",
+                command=command,
+                settings=self.settings,
+                prompts=list(dict.fromkeys(prompt for prompt, _ in cases)),
+                seeds=sorted({seed for _, seed in cases}),
+            )
             self.draft.unlink(missing_ok=True)
         return table
 
@@ -401,21 +445,47 @@ def _settings(hybrid: HybridPipeline, users, split_points, evaluators: Evaluator
     for model in [hybrid.pipeline.unet, *models.values()]:
         for name, tensor in sorted(model.state_dict().items()):
             weights.update(name.encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return {"num_steps": hybrid.num_steps, "guidance_scale": hybrid.guidance_scale, "scheduler": hybrid.scheduler,
-            "scheduler_config": hybrid.scheduler_config, "packet_dtype": hybrid.packet_dtype, "users": users, "split_points": split_points,
-            "evaluators": evaluators.name, "calibration": asdict(calibration), "weights": weights.hexdigest()}
+    return {
+        "num_steps": hybrid.num_steps,
+        "guidance_scale": hybrid.guidance_scale,
+        "scheduler": hybrid.scheduler,
+        "scheduler_config": hybrid.scheduler_config,
+        "packet_dtype": hybrid.packet_dtype,
+        "users": users,
+        "split_points": split_points,
+        "evaluators": evaluators.name,
+        "calibration": asdict(calibration),
+        "weights": weights.hexdigest(),
+    }
 
 
-def _judge(pictures: torch.Tensor, prompt: str, users, split_points, seed: int, num_steps: int,
-           evaluators: Evaluators, calibration: Calibration, describe) -> pd.DataFrame:
+def _judge(
+    pictures: torch.Tensor,
+    prompt: str,
+    users,
+    split_points,
+    seed: int,
+    num_steps: int,
+    evaluators: Evaluators,
+    calibration: Calibration,
+    describe,
+) -> pd.DataFrame:
     flat = pictures.flatten(0, 1)
     cells = [(split, user) for split in split_points for user in users]
     texts = [prompt if describe is None else describe(prompt, user) for _, user in cells]
     apart = distances_between_users(pictures, evaluators.distance)
-    table = pd.DataFrame({"prompt": prompt, "user": [user for _, user in cells], "seed": seed,
-                          "noise_seed": noise_seed(prompt, seed), "num_steps": num_steps,
-                          "split_point": [split for split, _ in cells],
-                          "text_score": text_scores(flat, texts, evaluators.clip), "distance": apart.ravel()})
+    table = pd.DataFrame(
+        {
+            "prompt": prompt,
+            "user": [user for _, user in cells],
+            "seed": seed,
+            "noise_seed": noise_seed(prompt, seed),
+            "num_steps": num_steps,
+            "split_point": [split for split, _ in cells],
+            "text_score": text_scores(flat, texts, evaluators.clip),
+            "distance": apart.ravel(),
+        }
+    )
     if evaluators.style is not None:
         table["style"] = evaluators.style(flat)
         table["style_ok"] = (table["style"] == table["user"]).astype(int)
@@ -426,6 +496,7 @@ def _judge(pictures: torch.Tensor, prompt: str, users, split_points, seed: int, 
 def main() -> None:
     """Calibrate on real pictures, or make the committed measurement; each only when asked for."""
     from splitpoint.diffusion.mini import default_concepts
+
     parser = argparse.ArgumentParser(description="The personalized accuracy index of the miniature.")
     parser.add_argument("--calibrate", action="store_true", help="write data/quality/calibration.json")
     parser.add_argument("--measure", action="store_true", help="write data/quality/pai_mini.csv, or go on with it")
@@ -434,21 +505,36 @@ def main() -> None:
     if given.calibrate:
         concepts = default_concepts()
         found = calibrate(mini_evaluators(), real_pictures(MINI_USERS, concepts), concepts)
-        save_calibration(found, data_path("quality", "calibration.json"),
-                         command="python -m splitpoint.diffusion.accuracy --calibrate",
-                         settings={"styles": MINI_USERS, "concepts": len(concepts), "pictures": "real, none generated"})
+        save_calibration(
+            found,
+            data_path("quality", "calibration.json"),
+            command="python -m splitpoint.diffusion.accuracy --calibrate",
+            settings={"styles": MINI_USERS, "concepts": len(concepts), "pictures": "real, none generated"},
+        )
         print(found)
     if given.measure:
         hybrid = load_mini_hybrid(merge=True, num_steps=50)
-        table = measure_pai(mini_prompts(), MINI_USERS, range(0, 51, 5), (0, 1, 2), hybrid=hybrid,
-                            path=data_path("quality", "pai_mini.csv"),
-                            command="python -m splitpoint.diffusion.accuracy --measure")
+        table = measure_pai(
+            mini_prompts(),
+            MINI_USERS,
+            range(0, 51, 5),
+            (0, 1, 2),
+            hybrid=hybrid,
+            path=data_path("quality", "pai_mini.csv"),
+            command="python -m splitpoint.diffusion.accuracy --measure",
+        )
         print(summarize_pai(table).round(3).to_string(index=False))
     for name, settings in SCHEDULES.items() if given.schedules else ():
         hybrid = load_mini_hybrid(merge=True, **settings)
-        table = measure_pai(mini_prompts(), MINI_USERS, np.linspace(0, hybrid.num_steps, 11).astype(int).tolist(), (0,),
-                            hybrid=hybrid, path=data_path("quality", "schedules", f"{name}.csv"),
-                            command="python -m splitpoint.diffusion.accuracy --schedules")
+        table = measure_pai(
+            mini_prompts(),
+            MINI_USERS,
+            np.linspace(0, hybrid.num_steps, 11).astype(int).tolist(),
+            (0,),
+            hybrid=hybrid,
+            path=data_path("quality", "schedules", f"{name}.csv"),
+            command="python -m splitpoint.diffusion.accuracy --schedules",
+        )
         print(f"{name}\n{summarize_pai(table).round(3).to_string(index=False)}")
 
 

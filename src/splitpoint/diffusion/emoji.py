@@ -27,24 +27,59 @@ TILES_PER_ROW = 32
 
 # Style: (npm package, version, vendor, licence, where the licence is stated).
 SOURCES = {
-    "noto": ("@iconify-json/noto", "1.2.9", "Google, Noto Emoji", "Apache-2.0",
-             "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE"),
-    "twemoji": ("@iconify-json/twemoji", "1.2.5", "Twitter, maintained by jdecked", "CC-BY-4.0",
-                "https://creativecommons.org/licenses/by/4.0/"),
-    "openmoji": ("@iconify-json/openmoji", "1.2.29", "OpenMoji, HfG Schwäbisch Gmünd", "CC-BY-SA-4.0",
-                 "https://creativecommons.org/licenses/by-sa/4.0/"),
-    "fluent": ("@iconify-json/fluent-emoji-flat", "1.2.6", "Microsoft, Fluent Emoji (flat)", "MIT",
-               "https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE"),
-    "blob": ("@iconify-json/noto-v1", "1.2.5", "Google, Noto Emoji v1", "Apache-2.0",
-             "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE"),
-    "emojione": ("@iconify-json/emojione", "1.2.3", "EmojiOne v2", "CC-BY-4.0",
-                 "https://creativecommons.org/licenses/by/4.0/"),
+    "noto": (
+        "@iconify-json/noto",
+        "1.2.9",
+        "Google, Noto Emoji",
+        "Apache-2.0",
+        "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE",
+    ),
+    "twemoji": (
+        "@iconify-json/twemoji",
+        "1.2.5",
+        "Twitter, maintained by jdecked",
+        "CC-BY-4.0",
+        "https://creativecommons.org/licenses/by/4.0/",
+    ),
+    "openmoji": (
+        "@iconify-json/openmoji",
+        "1.2.29",
+        "OpenMoji, HfG Schwäbisch Gmünd",
+        "CC-BY-SA-4.0",
+        "https://creativecommons.org/licenses/by-sa/4.0/",
+    ),
+    "fluent": (
+        "@iconify-json/fluent-emoji-flat",
+        "1.2.6",
+        "Microsoft, Fluent Emoji (flat)",
+        "MIT",
+        "https://github.com/microsoft/fluentui-emoji/blob/main/LICENSE",
+    ),
+    "blob": (
+        "@iconify-json/noto-v1",
+        "1.2.5",
+        "Google, Noto Emoji v1",
+        "Apache-2.0",
+        "https://github.com/googlefonts/noto-emoji/blob/main/svg/LICENSE",
+    ),
+    "emojione": (
+        "@iconify-json/emojione",
+        "1.2.3",
+        "EmojiOne v2",
+        "CC-BY-4.0",
+        "https://creativecommons.org/licenses/by/4.0/",
+    ),
 }
 STYLES = tuple(SOURCES)
 #: of everything that was trained on all styles, and of the pictures it draws: the strictest of the artwork's licences
 WEIGHTS_LICENCE = "CC-BY-SA-4.0"
-NAMES_SOURCE = ("emojibase-data", "17.0.0", "emojibase", "MIT",
-                "https://github.com/milesj/emojibase/blob/master/LICENSE")
+NAMES_SOURCE = (
+    "emojibase-data",
+    "17.0.0",
+    "emojibase",
+    "MIT",
+    "https://github.com/milesj/emojibase/blob/master/LICENSE",
+)
 
 
 @dataclass(frozen=True)
@@ -117,8 +152,12 @@ def load_emoji(styles: Sequence[str] = STYLES, concepts: Sequence[str] | None = 
     styles = _known("styles", styles, STYLES)
     table = {row["name"]: row for row in emoji_table()}
     concepts = _known("concepts", table if concepts is None else concepts, tuple(table))
-    index = [(c, s, table[name][style]) for c, name in enumerate(concepts) for s, style in enumerate(styles)
-             if table[name][style] is not None]
+    index = [
+        (c, s, table[name][style])
+        for c, name in enumerate(concepts)
+        for s, style in enumerate(styles)
+        if table[name][style] is not None
+    ]
     if not index:
         raise ValueError(f"concepts={list(concepts)!r}: none of these was drawn in styles={list(styles)!r}")
     images = np.stack([_tiles(styles[s])[tile] for _, s, tile in index])
@@ -139,6 +178,7 @@ def known_concepts(styles: Sequence[str] = STYLES) -> tuple[str, ...]:
 def nearest(word: str, known: Sequence[str], number: int = 3) -> list[str]:
     """Known names most like a word, by shared letters; for messages."""
     from difflib import get_close_matches
+
     inside = [name for name in known if word and word in name.split()]
     close = get_close_matches(word, known, n=number, cutoff=0.0)
     return list(dict.fromkeys(inside + close))[:number]
@@ -157,6 +197,7 @@ def _known(argument: str, given: Sequence[str], known: tuple[str, ...]) -> tuple
 
 
 # --- making the files again; needs npm and the package resvg_py, which nothing else does ---
+
 
 def rebuild(folder: Path | None = None) -> None:
     """Fetch the named packages with npm, render every emoji at 64 pixels on white, and write ``data/emoji/``.
@@ -183,8 +224,14 @@ def rebuild(folder: Path | None = None) -> None:
             _write_mosaic(folder / f"{style}.webp", tiles, source)
     rows = [row for row in rows if sum(row[style] != "" for style in STYLES) >= 1]
     write_rows(folder / "emoji.csv", rows, ["name", "hexcode", "group", "subgroup", "keywords", *STYLES])
-    write_meta(folder / "emoji.csv", kind="published", command=REBUILD,
-               source=f"npm {NAMES_SOURCE[0]}@{NAMES_SOURCE[1]}", licence=NAMES_SOURCE[3], licence_url=NAMES_SOURCE[4])
+    write_meta(
+        folder / "emoji.csv",
+        kind="published",
+        command=REBUILD,
+        source=f"npm {NAMES_SOURCE[0]}@{NAMES_SOURCE[1]}",
+        licence=NAMES_SOURCE[3],
+        licence_url=NAMES_SOURCE[4],
+    )
 
 
 REBUILD = "python -m splitpoint.diffusion.emoji --rebuild"
@@ -203,16 +250,25 @@ def _row(entry: dict, labels: dict) -> dict:
     name = entry["label"].lower().replace("’", "'").replace(":", "")
     slug = "".join(c if c.isalnum() else "-" for c in name.replace("'", ""))
     slug = "-".join(part for part in slug.split("-") if part)
-    return {"name": name, "hexcode": entry["hexcode"], "group": labels["groups"][str(entry["group"])],
-            "subgroup": labels["subgroups"][str(entry["subgroup"])], "keywords": "|".join(entry.get("tags", [])),
-            "slugs": [slug, slug.removesuffix("-face"), f"{slug}-face", slug.replace("-", "")]}
+    return {
+        "name": name,
+        "hexcode": entry["hexcode"],
+        "group": labels["groups"][str(entry["group"])],
+        "subgroup": labels["subgroups"][str(entry["subgroup"])],
+        "keywords": "|".join(entry.get("tags", [])),
+        "slugs": [slug, slug.removesuffix("-face"), f"{slug}-face", slug.replace("-", "")],
+    }
 
 
 def _packed(source: tuple, member: str, scratch: str) -> str:
     package, version = source[:2]
     try:
-        done = subprocess.run(["npm", "pack", f"{package}@{version}", "--json", "--loglevel=error",
-                               "--pack-destination", scratch], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            ["npm", "pack", f"{package}@{version}", "--json", "--loglevel=error", "--pack-destination", scratch],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
     except (OSError, subprocess.CalledProcessError) as error:
         raise RuntimeError(f"npm could not fetch {package}@{version}; it needs a connection") from error
     archive = Path(scratch) / json.loads(done.stdout)[0]["filename"].replace("@", "").replace("/", "-")
@@ -226,10 +282,14 @@ def _render(icons: dict, slug: str) -> np.ndarray:
     except ImportError as error:
         raise RuntimeError("the rebuild needs a renderer: pip install resvg_py==0.5.0") from error
     icon = icons["icons"][slug]
-    box = [icon.get(key, icons.get(key, default)) for key, default in
-           (("left", 0), ("top", 0), ("width", 16), ("height", 16))]
-    svg = (f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{4 * PIXELS}" '
-           f'height="{4 * PIXELS}" viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>')
+    box = [
+        icon.get(key, icons.get(key, default))
+        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    ]
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" width="{4 * PIXELS}" '
+        f'height="{4 * PIXELS}" viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>'
+    )
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, background="white"))
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BOX))
 
@@ -243,9 +303,16 @@ def _write_mosaic(path: Path, tiles: list[np.ndarray], source: tuple) -> None:
     file = io.BytesIO()
     Image.fromarray(mosaic).save(file, "WEBP", lossless=True, quality=100, method=6)
     write_atomically(path, file.getvalue())
-    write_meta(path, kind="published", command=REBUILD, source=f"npm {package}@{version}", licence=licence,
-               licence_url=url, attribution=vendor,
-               changes=f"rendered at {PIXELS} x {PIXELS} pixels on white, tiled into one picture")
+    write_meta(
+        path,
+        kind="published",
+        command=REBUILD,
+        source=f"npm {package}@{version}",
+        licence=licence,
+        licence_url=url,
+        attribution=vendor,
+        changes=f"rendered at {PIXELS} x {PIXELS} pixels on white, tiled into one picture",
+    )
 
 
 if __name__ == "__main__":

@@ -94,10 +94,19 @@ class HybridPipeline:
         ValueError: naming the argument, its value and the valid range.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, users: Mapping[str, User], *, num_steps: int = 50,
-                 scheduler: str = "ddim", scheduler_options: Mapping[str, object] | None = None,
-                 guidance_scale: float = 7.5, packet_dtype: str = "float32", send_embeddings: bool = False,
-                 max_batch: int | None = None):
+    def __init__(
+        self,
+        pipeline: StableDiffusionPipeline,
+        users: Mapping[str, User],
+        *,
+        num_steps: int = 50,
+        scheduler: str = "ddim",
+        scheduler_options: Mapping[str, object] | None = None,
+        guidance_scale: float = 7.5,
+        packet_dtype: str = "float32",
+        send_embeddings: bool = False,
+        max_batch: int | None = None,
+    ):
         most = pipeline.scheduler.config.num_train_timesteps
         if not (1 <= num_steps <= most and num_steps == int(num_steps)):
             raise ValueError(f"num_steps={num_steps!r} must be a whole number in [1, {most}]")
@@ -115,10 +124,18 @@ class HybridPipeline:
         self.model = model_fingerprint(pipeline)
 
     @torch.no_grad()
-    def edge_phase(self, prompts: Sequence[str] | str, split_points: Sequence[int] | int,
-                   seed: Sequence[int] | int = 0, *, batching: str = "early_exit", share_runs: bool = False,
-                   on_step: OnStep | None = None, progress: bool | None = None,
-                   cancel: Cancel | None = None) -> list[Packet]:
+    def edge_phase(
+        self,
+        prompts: Sequence[str] | str,
+        split_points: Sequence[int] | int,
+        seed: Sequence[int] | int = 0,
+        *,
+        batching: str = "early_exit",
+        share_runs: bool = False,
+        on_step: OnStep | None = None,
+        progress: bool | None = None,
+        cancel: Cancel | None = None,
+    ) -> list[Packet]:
         """Run the first N - n steps of every request in one batch and hand each request over at its own step.
 
         Args:
@@ -152,17 +169,38 @@ class HybridPipeline:
                 if split < self.num_steps:
                     noise = starting_noise(pipeline, scheduler, seed_)
                     rows.setdefault(key, _Row(noise, contexts[prompt])).stops.add(self.num_steps - split)
-            _denoise(pipeline.unet, scheduler, list(rows.values()), self.guidance_scale, batching == "static",
-                     on_step, "edge", progress, cancel)
-        return [self._packet(prompt, seed_, split, rows.get(key), contexts[prompt])
-                for key, prompt, seed_, split in zip(keys, prompts, seeds, split_points)]
+            _denoise(
+                pipeline.unet,
+                scheduler,
+                list(rows.values()),
+                self.guidance_scale,
+                batching == "static",
+                on_step,
+                "edge",
+                progress,
+                cancel,
+            )
+        return [
+            self._packet(prompt, seed_, split, rows.get(key), contexts[prompt])
+            for key, prompt, seed_, split in zip(keys, prompts, seeds, split_points)
+        ]
 
     def _packet(self, prompt: str, seed: int, split: int, row: "_Row | None", context: torch.Tensor) -> Packet:
         step = self.num_steps - split
         latent, history = row.taken[step] if step else (None, ())
-        packet = Packet(prompt, seed, step, self.num_steps, self.guidance_scale, self.scheduler,
-                        self.scheduler_config, self.model, latent, history,
-                        context if self.send_embeddings else None)
+        packet = Packet(
+            prompt,
+            seed,
+            step,
+            self.num_steps,
+            self.guidance_scale,
+            self.scheduler,
+            self.scheduler_config,
+            self.model,
+            latent,
+            history,
+            context if self.send_embeddings else None,
+        )
         return packet.astype(self.packet_dtype)
 
     def device_phase(self, packet: Packet, user: str | User, **watch) -> Image.Image:
@@ -180,8 +218,15 @@ class HybridPipeline:
         return to_images(decode(user.pipeline, self.device_latents([packet], user, **watch)))[0]
 
     @torch.no_grad()
-    def device_latents(self, packets: Sequence[Packet], user: str | User, *, on_step: OnStep | None = None,
-                       progress: bool | None = None, cancel: Cancel | None = None) -> torch.Tensor:
+    def device_latents(
+        self,
+        packets: Sequence[Packet],
+        user: str | User,
+        *,
+        on_step: OnStep | None = None,
+        progress: bool | None = None,
+        cancel: Cancel | None = None,
+    ) -> torch.Tensor:
         """Finish several packets on one user's device in one batch that each joins at its own step.
 
         Args:
@@ -207,12 +252,19 @@ class HybridPipeline:
             scheduler = _make_scheduler(first.scheduler, first.scheduler_config, first.num_steps, pipeline)
             contexts = _encode(pipeline, [p.prompt for p in packets if p.embeddings is None], first.guidance_scale)
             rows = [_row_of(packet, pipeline, scheduler, contexts) for packet in packets]
-            _denoise(pipeline.unet, scheduler, rows, first.guidance_scale, False, on_step,
-                     user.name, progress, cancel)
+            _denoise(pipeline.unet, scheduler, rows, first.guidance_scale, False, on_step, user.name, progress, cancel)
         return torch.stack([row.taken[first.num_steps][0] for row in rows])
 
-    def compare(self, prompt: str, users: Sequence[str | User], split_points: Sequence[int], seed: int = 0, *,
-                progress: bool | None = None, cancel: Cancel | None = None) -> torch.Tensor:
+    def compare(
+        self,
+        prompt: str,
+        users: Sequence[str | User],
+        split_points: Sequence[int],
+        seed: int = 0,
+        *,
+        progress: bool | None = None,
+        cancel: Cancel | None = None,
+    ) -> torch.Tensor:
         """One prompt for several users at several split points, all from the same starting noise.
 
         The edge runs once; each device finishes all of its split points in one growing batch.
@@ -228,10 +280,18 @@ class HybridPipeline:
         latents = [self.device_latents(packets, user, progress=progress, cancel=cancel) for user in users]
         return torch.stack([decode(user.pipeline, latent).cpu() for user, latent in zip(users, latents)], dim=1)
 
-    def generate(self, prompts: Sequence[str] | str, users: Sequence[str | User] | str | User,
-                 split_points: Sequence[int] | int, seed: Sequence[int] | int = 0, *, batching: str = "early_exit",
-                 on_step: OnStep | None = None, progress: bool | None = None,
-                 cancel: Cancel | None = None) -> HybridOutput:
+    def generate(
+        self,
+        prompts: Sequence[str] | str,
+        users: Sequence[str | User] | str | User,
+        split_points: Sequence[int] | int,
+        seed: Sequence[int] | int = 0,
+        *,
+        batching: str = "early_exit",
+        on_step: OnStep | None = None,
+        progress: bool | None = None,
+        cancel: Cancel | None = None,
+    ) -> HybridOutput:
         """Edge phase, hand-over as bytes, then each request alone on its user's device; see ``hybrid_generate``."""
         users = [users] if isinstance(users, (str, User)) else list(users)
         users = [self.user(user) for user in users]
@@ -264,12 +324,23 @@ class HybridPipeline:
         return self.users[user]
 
 
-def hybrid_generate(prompts: Sequence[str] | str, users: Sequence[str | User] | str | User,
-                    split_points: Sequence[int] | int, num_steps: int = 50, seed: Sequence[int] | int = 0, *,
-                    batching: str = "early_exit", guidance_scale: float | None = None, scheduler: str = "ddim",
-                    pipeline: StableDiffusionPipeline | None = None, packet_dtype: str = "float32",
-                    send_embeddings: bool = False, on_step: OnStep | None = None, progress: bool | None = None,
-                    cancel: Cancel | None = None) -> HybridOutput:
+def hybrid_generate(
+    prompts: Sequence[str] | str,
+    users: Sequence[str | User] | str | User,
+    split_points: Sequence[int] | int,
+    num_steps: int = 50,
+    seed: Sequence[int] | int = 0,
+    *,
+    batching: str = "early_exit",
+    guidance_scale: float | None = None,
+    scheduler: str = "ddim",
+    pipeline: StableDiffusionPipeline | None = None,
+    packet_dtype: str = "float32",
+    send_embeddings: bool = False,
+    on_step: OnStep | None = None,
+    progress: bool | None = None,
+    cancel: Cancel | None = None,
+) -> HybridOutput:
     """Draw one image per request, its first steps on the edge and its last ``split_points`` steps on a device.
 
     Args:
@@ -293,19 +364,32 @@ def hybrid_generate(prompts: Sequence[str] | str, users: Sequence[str | User] | 
         GenerationCancelled: if ``cancel`` said so.
     """
     if pipeline is None:
-        hybrid = load_mini_hybrid(num_steps=num_steps, guidance_scale=guidance_scale, scheduler=scheduler,
-                                  packet_dtype=packet_dtype, send_embeddings=send_embeddings)
+        hybrid = load_mini_hybrid(
+            num_steps=num_steps,
+            guidance_scale=guidance_scale,
+            scheduler=scheduler,
+            packet_dtype=packet_dtype,
+            send_embeddings=send_embeddings,
+        )
     else:
-        hybrid = HybridPipeline(pipeline, {}, num_steps=num_steps, scheduler=scheduler, packet_dtype=packet_dtype,
-                                guidance_scale=7.5 if guidance_scale is None else guidance_scale,
-                                send_embeddings=send_embeddings)
-    return hybrid.generate(prompts, users, split_points, seed, batching=batching, on_step=on_step, progress=progress,
-                           cancel=cancel)
+        hybrid = HybridPipeline(
+            pipeline,
+            {},
+            num_steps=num_steps,
+            scheduler=scheduler,
+            packet_dtype=packet_dtype,
+            guidance_scale=7.5 if guidance_scale is None else guidance_scale,
+            send_embeddings=send_embeddings,
+        )
+    return hybrid.generate(
+        prompts, users, split_points, seed, batching=batching, on_step=on_step, progress=progress, cancel=cancel
+    )
 
 
 def mini_users() -> tuple[str, ...]:
     """Names of the miniature's users: the folders with an adapter in ``data/models/users``, vendors first."""
     from splitpoint.diffusion.emoji import STYLES
+
     names = [file.parent.name for file in data_path("models", "users").glob(f"*/{ADAPTER_FILE}")]
     return tuple(sorted(names, key=lambda name: ([*STYLES, name].index(name), name)))
 
@@ -321,6 +405,7 @@ def load_mini_hybrid(merge: bool = False, **settings) -> HybridPipeline:
         ValueError: if a file of weights is missing or damaged.
     """
     from splitpoint.diffusion.mini import GUIDANCE_SCALE, load_mini
+
     folders = [data_path("models", "users", name) for name in mini_users()]
     for folder in folders:
         read_meta(folder / ADAPTER_FILE)
@@ -329,10 +414,14 @@ def load_mini_hybrid(merge: bool = False, **settings) -> HybridPipeline:
     return HybridPipeline(edge, users, **{"guidance_scale": GUIDANCE_SCALE, **given})
 
 
-def load_users(base: str | Path | StableDiffusionPipeline,
-               personal: Sequence[str | Path] | Mapping[str, str | Path], *, merge: bool = False,
-               dtype: torch.dtype | None = None, device: str | torch.device | None = None,
-               ) -> tuple[StableDiffusionPipeline, dict[str, User]]:
+def load_users(
+    base: str | Path | StableDiffusionPipeline,
+    personal: Sequence[str | Path] | Mapping[str, str | Path],
+    *,
+    merge: bool = False,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[StableDiffusionPipeline, dict[str, User]]:
     """Load a cluster-wide pipeline and the users' personal models.
 
     Args:
@@ -369,8 +458,10 @@ def load_users(base: str | Path | StableDiffusionPipeline,
         else:
             users[name] = User(name, _load_pipeline(path, dtype or edge.unet.dtype, device or edge.device))
             if model_fingerprint(users[name].pipeline) != model_fingerprint(edge):
-                raise ValueError(f"personal={str(path)!r} is not a fine-tune of the base: its autoencoder, latent "
-                                 "shape or prediction type differs")
+                raise ValueError(
+                    f"personal={str(path)!r} is not a fine-tune of the base: its autoencoder, latent "
+                    "shape or prediction type differs"
+                )
     return edge, users
 
 
@@ -385,8 +476,13 @@ def model_fingerprint(pipeline: StableDiffusionPipeline) -> str:
         for name, tensor in sorted(vae.state_dict().items()):
             digest.update(name.encode() + tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
         _fingerprints[vae] = digest.hexdigest()
-    shape = [unet.config.in_channels, unet.config.sample_size, unet.config.cross_attention_dim,
-             vae.config.scaling_factor, pipeline.scheduler.config.prediction_type]
+    shape = [
+        unet.config.in_channels,
+        unet.config.sample_size,
+        unet.config.cross_attention_dim,
+        vae.config.scaling_factor,
+        pipeline.scheduler.config.prediction_type,
+    ]
     return hashlib.blake2b((_fingerprints[vae] + json.dumps(shape)).encode(), digest_size=8).hexdigest()
 
 
@@ -454,8 +550,17 @@ class _Row:
     taken: dict[int, tuple[torch.Tensor, tuple[torch.Tensor, ...]]] = field(default_factory=dict)
 
 
-def _denoise(unet, scheduler, rows: list[_Row], guidance_scale: float, carry_all: bool, on_step: OnStep | None,
-             title: str, progress: bool | None, cancel: Cancel | None) -> None:
+def _denoise(
+    unet,
+    scheduler,
+    rows: list[_Row],
+    guidance_scale: float,
+    carry_all: bool,
+    on_step: OnStep | None,
+    title: str,
+    progress: bool | None,
+    cancel: Cancel | None,
+) -> None:
     """The one loop of both phases: rows join at ``start``, are copied at each of ``stops``, leave after the last."""
     for row in rows:
         if row.start in row.stops:
@@ -479,8 +584,12 @@ def _denoise(unet, scheduler, rows: list[_Row], guidance_scale: float, carry_all
                 latents, context = _stack(scheduler, members, step)
                 active, names = members, [rows.index(row) for row in members]
             timestep = scheduler.timesteps[step]
-            latents = scheduler.step(_predict(unet, scheduler, latents, timestep, context, guidance_scale),
-                                     timestep, latents, return_dict=False)[0]
+            latents = scheduler.step(
+                _predict(unet, scheduler, latents, timestep, context, guidance_scale),
+                timestep,
+                latents,
+                return_dict=False,
+            )[0]
             for place, row in enumerate(active):
                 if step + 1 in row.stops:
                     row.taken[step + 1] = (latents[place].clone(), _history(scheduler, place))
@@ -527,8 +636,10 @@ def _run_of(packet: Packet) -> tuple:
 
 def _check_fits(packet: Packet, user: User) -> None:
     if packet.model != model_fingerprint(user.pipeline):
-        raise ValueError(f"packet is from another model: its fingerprint is {packet.model}, that of user "
-                         f"{user.name!r} is {model_fingerprint(user.pipeline)}")
+        raise ValueError(
+            f"packet is from another model: its fingerprint is {packet.model}, that of user "
+            f"{user.name!r} is {model_fingerprint(user.pipeline)}"
+        )
     shape = _latent_shape(user.pipeline.unet)
     if any(tuple(tensor.shape) != shape for tensor in (packet.latent, *packet.history) if tensor is not None):
         raise ValueError(f"packet's latent has another shape than {shape}, which user {user.name!r} needs")
@@ -546,9 +657,11 @@ def check_requests(num_steps: int, prompts, split_points, seeds, users: list[Use
     Raises:
         ValueError: naming the argument, its value and the valid range.
     """
-    columns = {"prompts": [prompts] if isinstance(prompts, str) else list(prompts),
-               "split_points": list(split_points) if _is_many(split_points) else [split_points],
-               "seed": list(seeds) if _is_many(seeds) else [seeds]}
+    columns = {
+        "prompts": [prompts] if isinstance(prompts, str) else list(prompts),
+        "split_points": list(split_points) if _is_many(split_points) else [split_points],
+        "seed": list(seeds) if _is_many(seeds) else [seeds],
+    }
     if users is not None:
         columns["users"] = users
     lengths = {name: len(column) for name, column in columns.items()}
@@ -623,11 +736,13 @@ def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> Stabl
     as_asked = {} if dtype is None else {"dtype": dtype}
     try:
         with quiet():
-            pipeline = StableDiffusionPipeline.from_pretrained(path, safety_checker=None, use_safetensors=True,
-                                                               requires_safety_checker=False, **as_asked)
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                path, safety_checker=None, use_safetensors=True, requires_safety_checker=False, **as_asked
+            )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} holds neither a Stable Diffusion pipeline in safetensors nor a LoRA adapter: "
-                         f"{error}") from error
+        raise ValueError(
+            f"{str(path)!r} holds neither a Stable Diffusion pipeline in safetensors nor a LoRA adapter: {error}"
+        ) from error
     return pipeline if device is None else pipeline.to(device)
 
 
@@ -689,8 +804,11 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
 def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str) -> None:
     """Refuse a file of which only a part was loaded: a mixture of two namings loses layers without a word."""
     parts = [getattr(pipeline, part) for part in ("unet", "text_encoder")]
-    loaded = sum(len(get_peft_model_state_dict(part, adapter_name=adapter))
-                 for part in parts if adapter in getattr(part, "peft_config", {}))
+    loaded = sum(
+        len(get_peft_model_state_dict(part, adapter_name=adapter))
+        for part in parts
+        if adapter in getattr(part, "peft_config", {})
+    )
     with safe_open(file, "pt") as weights:
         listed = sum(".alpha" not in key for key in weights.keys())
     if loaded != listed:
@@ -709,8 +827,11 @@ def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> Stabl
 
 def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
     """Refuse an adapter of another model before anything is changed."""
-    layers = {f"{part}.{name}": module for part in ("unet", "text_encoder")
-              for name, module in getattr(pipeline, part).named_modules()}
+    layers = {
+        f"{part}.{name}": module
+        for part in ("unet", "text_encoder")
+        for name, module in getattr(pipeline, part).named_modules()
+    }
     with safe_open(file, "pt") as weights:
         for key in weights.keys():
             target, marker, _ = key.replace("base_model.model.", "unet.").partition(".lora_A")
@@ -719,6 +840,9 @@ def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
             module = layers.get(f"{target}.base_layer", layers.get(target))
             inputs = weights.get_slice(key).get_shape()[1]
             if module is None or module.weight.shape[1] != inputs:
-                problem = ("names no layer of it" if module is None else
-                           f"expects {inputs} inputs where the model has {module.weight.shape[1]}")
+                problem = (
+                    "names no layer of it"
+                    if module is None
+                    else f"expects {inputs} inputs where the model has {module.weight.shape[1]}"
+                )
                 raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {key} {problem}")

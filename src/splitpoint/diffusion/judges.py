@@ -20,8 +20,8 @@ from torch import nn
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from splitpoint.diffusion.emoji import PIXELS, STYLES, WEIGHTS_LICENCE, Emoji, load_emoji
-from splitpoint.diffusion.training import set_rate, time_budget, update
 from splitpoint.diffusion.mini import TOKENS, build_tokenizer, default_concepts, draw, load_mini, to_pixels
+from splitpoint.diffusion.training import set_rate, time_budget, update
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 
@@ -39,8 +39,14 @@ class EmojiClassifier(nn.Module):
         before = widths[0]
         layers = [nn.Conv2d(3, before, 5, stride=2, padding=2), nn.GroupNorm(4, before), nn.SiLU()]
         for width in widths[1:]:
-            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.GroupNorm(4, width), nn.SiLU(),
-                       nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(4, width), nn.SiLU()]
+            layers += [
+                nn.Conv2d(before, width, 3, stride=2, padding=1),
+                nn.GroupNorm(4, width),
+                nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.GroupNorm(4, width),
+                nn.SiLU(),
+            ]
             before = width
         self.body, self.squeeze = nn.Sequential(*layers), nn.Linear(before * 16, before)
         self.head = nn.Linear(before, len(labels))
@@ -71,8 +77,9 @@ class PooledCLIP(CLIPModel):
         features = super().get_image_features(pixel_values, **more)
         return features if torch.is_tensor(features) else features.pooler_output
 
-    def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
-                          **more) -> torch.Tensor:
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **more
+    ) -> torch.Tensor:
         """Projected text features, (B, projection)."""
         features = super().get_text_features(input_ids, attention_mask, **more)
         return features if torch.is_tensor(features) else features.pooler_output
@@ -87,8 +94,9 @@ class MiniProcessor:
     def __call__(self, text: Sequence[str] | None = None, images: Sequence | None = None, **ignored) -> dict:
         if text is not None:
             text = [text] if isinstance(text, str) else list(text)
-            return dict(self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS,
-                                       return_tensors="pt"))
+            return dict(
+                self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+            )
         pixels = torch.stack([torch.as_tensor(np.asarray(image)) for image in images]).float() / 127.5 - 1
         if pixels.shape[-1] != PIXELS or pixels.shape[-2] != PIXELS:
             pixels = F.interpolate(pixels, (PIXELS, PIXELS), mode="area")
@@ -96,6 +104,7 @@ class MiniProcessor:
 
 
 # --- loading ---
+
 
 @lru_cache(maxsize=2)
 def load_concept_classifier() -> EmojiClassifier:
@@ -129,6 +138,7 @@ def _load_classifier(name: str) -> EmojiClassifier:
 
 # --- training ---
 
+
 def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = False) -> torch.Tensor:
     """Turn, scale, shift, recolour, blur and roughen pixels (M, 3, 64, 64) from -1 to 1, each image in its own way.
 
@@ -145,8 +155,13 @@ def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = Fal
     strength = 0.3 if gently else 1.0
     angle, scale = strength * uniform(-0.25, 0.25), 1 + strength * uniform(-0.15, 0.2)
     stretch = 1 + strength * uniform(-0.1, 0.1)
-    turn = torch.stack([torch.stack([angle.cos() * scale * stretch, -angle.sin() * scale, uniform(-0.12, 0.12)], 1),
-                        torch.stack([angle.sin() * scale, angle.cos() * scale / stretch, uniform(-0.12, 0.12)], 1)], 1)
+    turn = torch.stack(
+        [
+            torch.stack([angle.cos() * scale * stretch, -angle.sin() * scale, uniform(-0.12, 0.12)], 1),
+            torch.stack([angle.sin() * scale, angle.cos() * scale / stretch, uniform(-0.12, 0.12)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(turn, list(pixels.shape), align_corners=False)
     ink = F.grid_sample(1 - pixels, grid, align_corners=False)
     if not gently:
@@ -158,9 +173,16 @@ def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = Fal
     return (1 - ink + strength * uniform(0, 0.12, 1, 1, 1) * torch.randn(ink.shape, generator=generator)).clamp(-1, 1)
 
 
-def fit_classifier(shown: Emoji, target: str, minutes: float, seed: int = 0, batch: int = 64,
-                   widths: Sequence[int] = (24, 48, 96, 160), vae=None, progress: bool | None = None
-                   ) -> EmojiClassifier:
+def fit_classifier(
+    shown: Emoji,
+    target: str,
+    minutes: float,
+    seed: int = 0,
+    batch: int = 64,
+    widths: Sequence[int] = (24, 48, 96, 160),
+    vae=None,
+    progress: bool | None = None,
+) -> EmojiClassifier:
     """Train a classifier of concepts or of styles on distorted real drawings.
 
     Args:
@@ -205,9 +227,15 @@ def build_clip(vocabulary: Sequence[str]) -> PooledCLIP:
     """An untrained text-image encoder of width 96: three layers over 64 patches, one over the words."""
     tokenizer = build_tokenizer(vocabulary)
     tower = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 4, "projection_dim": 64}
-    text = {**tower, "num_hidden_layers": 1, "vocab_size": len(tokenizer), "max_position_embeddings": TOKENS,
-            "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id}
+    text = {
+        **tower,
+        "num_hidden_layers": 1,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     vision = {**tower, "num_hidden_layers": 3, "image_size": PIXELS, "patch_size": 8}
     return PooledCLIP(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
@@ -254,11 +282,21 @@ def clip_vocabulary(concepts: Sequence[str]) -> list[str]:
 def save_evaluator(model: nn.Module, name: str, minutes: float, seed: int, **more: object) -> Path:
     """Write a judge's weights as float16 safetensors under ``data/models/evaluators`` with its sidecar."""
     path = data_path("models", "evaluators", f"{name}.safetensors")
-    state = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()
-             if value.is_floating_point()}
+    state = {
+        key: value.to(torch.float16).contiguous()
+        for key, value in model.state_dict().items()
+        if value.is_floating_point()
+    }
     write_atomically(path, save(state))
-    write_meta(path, kind="trained", command=f"{_COMMAND} --{name} --minutes {minutes:g}", seed=seed,
-               settings={"minutes": minutes}, licence=WEIGHTS_LICENCE, **more)
+    write_meta(
+        path,
+        kind="trained",
+        command=f"{_COMMAND} --{name} --minutes {minutes:g}",
+        seed=seed,
+        settings={"minutes": minutes},
+        licence=WEIGHTS_LICENCE,
+        **more,
+    )
     return path
 
 
@@ -269,12 +307,23 @@ def accuracy(model: EmojiClassifier, shown: Emoji, target: str) -> float:
     return float(np.mean([a == b for a, b in zip(said, truth)]))
 
 
-GRID_PROMPTS = ("birthday cake", "dog face", "red apple", "rocket", "guitar", "octopus", "umbrella", "sunflower",
-                "hamburger", "house")
+GRID_PROMPTS = (
+    "birthday cake",
+    "dog face",
+    "red apple",
+    "rocket",
+    "guitar",
+    "octopus",
+    "umbrella",
+    "sunflower",
+    "hamburger",
+    "house",
+)
 
 
-def concept_accuracy(pipe, prompts: Sequence[str] = GRID_PROMPTS, seeds: Sequence[int] = range(4),
-                     num_steps: int = 50) -> tuple[float, dict[str, float], np.ndarray]:
+def concept_accuracy(
+    pipe, prompts: Sequence[str] = GRID_PROMPTS, seeds: Sequence[int] = range(4), num_steps: int = 50
+) -> tuple[float, dict[str, float], np.ndarray]:
     """How often the judge of concepts names, among all concepts, what the prompt asked for.
 
     Args:
@@ -302,9 +351,14 @@ def _report(num_steps: int) -> None:
     file = io.BytesIO()
     Image.fromarray(grid).save(file, "PNG", optimize=True)
     write_atomically(data_path("models", "mini", "samples.png"), file.getvalue())
-    write_meta(data_path("models", "mini", "samples.png"), kind="measured", command=f"{_COMMAND} --report", seed=0,
-               licence=WEIGHTS_LICENCE,
-               settings={"prompts": list(GRID_PROMPTS), "seeds": list(range(len(images[0]))), **report})
+    write_meta(
+        data_path("models", "mini", "samples.png"),
+        kind="measured",
+        command=f"{_COMMAND} --report",
+        seed=0,
+        licence=WEIGHTS_LICENCE,
+        settings={"prompts": list(GRID_PROMPTS), "seeds": list(range(len(images[0]))), **report},
+    )
     print(json.dumps(report))
 
 
@@ -339,8 +393,16 @@ def main() -> None:
         report["unseen_vendor_accuracy"] = accuracy(checked, load_emoji([held_out], known), "concepts")
         model = fit_classifier(shown, "concepts", given.minutes, given.seed, vae=vae)
         report["real_accuracy"] = accuracy(model, shown, "concepts")
-        save_evaluator(model, "concepts", given.minutes, given.seed, labels=model.labels, widths=model.widths,
-                       accuracy=report, held_out=held_out)
+        save_evaluator(
+            model,
+            "concepts",
+            given.minutes,
+            given.seed,
+            labels=model.labels,
+            widths=model.widths,
+            accuracy=report,
+            held_out=held_out,
+        )
         print(json.dumps({"concepts": report}))
     if given.styles:
         everything = load_emoji(STYLES)
@@ -348,10 +410,20 @@ def main() -> None:
         held = sorted(set(names[: len(names) // 6]) - set(known))
         train = load_emoji(STYLES, sorted(set(names) - set(held)))
         model = fit_classifier(train, "styles", given.minutes, given.seed, widths=(32, 48, 72, 96), vae=vae)
-        report = {"unseen_concepts_accuracy": accuracy(model, load_emoji(STYLES, held), "styles"),
-                  "seen_concepts_accuracy": accuracy(model, shown, "styles")}
-        save_evaluator(model, "styles", given.minutes, given.seed, labels=model.labels, widths=model.widths,
-                       accuracy=report, held_out_concepts=len(held))
+        report = {
+            "unseen_concepts_accuracy": accuracy(model, load_emoji(STYLES, held), "styles"),
+            "seen_concepts_accuracy": accuracy(model, shown, "styles"),
+        }
+        save_evaluator(
+            model,
+            "styles",
+            given.minutes,
+            given.seed,
+            labels=model.labels,
+            widths=model.widths,
+            accuracy=report,
+            held_out_concepts=len(held),
+        )
         print(json.dumps({"styles": report}))
     if given.clip:
         model = fit_clip(shown, given.minutes, given.seed)
@@ -360,8 +432,14 @@ def main() -> None:
             text = F.normalize(model.get_text_features(reader(text=known)["input_ids"]), dim=1)
             image = F.normalize(model.get_image_features(to_pixels(shown.images)), dim=1)
         right = float(((image @ text.T).argmax(1).numpy() == shown.concept).mean())
-        save_evaluator(model, "clip", given.minutes, given.seed, vocabulary=clip_vocabulary(known),
-                       accuracy={"recall_at_1_on_seen_images": right})
+        save_evaluator(
+            model,
+            "clip",
+            given.minutes,
+            given.seed,
+            vocabulary=clip_vocabulary(known),
+            accuracy={"recall_at_1_on_seen_images": right},
+        )
         print(json.dumps({"clip": {"recall_at_1_on_seen_images": right}}))
 
 

@@ -34,15 +34,18 @@ from splitpoint.diffusion.emoji import (
     load_emoji,
     nearest,
 )
-from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.diffusion.quiet import quiet
+from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 TOKENS = 16
 GUIDANCE_SCALE = 3.0
 NUM_TRAIN_STEPS = 1000
-_WEIGHTS = ("unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors",
-            "text_encoder/model.safetensors")
+_WEIGHTS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ SIZES = {
 
 # --- loading ---
 
+
 class MiniPipeline(StableDiffusionPipeline):
     """Stable Diffusion's pipeline, which also warns of words that the miniature was never shown."""
 
@@ -114,8 +118,10 @@ def load_mini(folder: Path | None = None, device: str = "cpu", dtype: torch.dtyp
     folder = data_path("models", "mini") if folder is None else Path(folder)
     for part in _WEIGHTS:
         if not (folder / part).exists():
-            raise ValueError(f"folder={folder.name!r} holds no {part}; "
-                             "restore it with `git checkout -- data`, or train it with `make train-mini`")
+            raise ValueError(
+                f"folder={folder.name!r} holds no {part}; "
+                "restore it with `git checkout -- data`, or train it with `make train-mini`"
+            )
         read_meta(folder / part)
     settings = json.loads((folder / "concepts.json").read_text())
     try:
@@ -155,8 +161,14 @@ def _nearby(word: str, concepts: Sequence[str]) -> list[str]:
 
 
 @torch.no_grad()
-def draw(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], seeds: Sequence[int], num_steps: int = 50,
-         guidance_scale: float = GUIDANCE_SCALE, batch: int = 32) -> np.ndarray:
+def draw(
+    pipe: StableDiffusionPipeline,
+    prompts: str | Sequence[str],
+    seeds: Sequence[int],
+    num_steps: int = 50,
+    guidance_scale: float = GUIDANCE_SCALE,
+    batch: int = 32,
+) -> np.ndarray:
     """Generate one image for each prompt and seed.
 
     Args:
@@ -179,9 +191,16 @@ def draw(pipe: StableDiffusionPipeline, prompts: str | Sequence[str], seeds: Seq
         raise ValueError(f"prompts has {len(prompts)} entries and seeds has {len(seeds)}; valid: as many, at least 1")
     images = []
     for start in range(0, len(seeds), batch):
-        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start:start + batch]]
-        images.append(pipe(prompts[start:start + batch], num_inference_steps=num_steps, guidance_scale=guidance_scale,
-                           generator=generators, output_type="np").images)
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + batch]]
+        images.append(
+            pipe(
+                prompts[start : start + batch],
+                num_inference_steps=num_steps,
+                guidance_scale=guidance_scale,
+                generator=generators,
+                output_type="np",
+            ).images
+        )
     return (np.concatenate(images) * 255).round().astype(np.uint8)
 
 
@@ -203,11 +222,20 @@ def _by_keyword() -> dict[str, list[str]]:
 
 # --- building ---
 
+
 def noise_scheduler() -> DDIMScheduler:
     """Stable Diffusion's scaled-linear schedule, predicting velocity, sampled by DDIM."""
-    return DDIMScheduler(num_train_timesteps=NUM_TRAIN_STEPS, beta_start=0.00085, beta_end=0.012,
-                         beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False, steps_offset=1,
-                         prediction_type="v_prediction", timestep_spacing="leading")
+    return DDIMScheduler(
+        num_train_timesteps=NUM_TRAIN_STEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        timestep_spacing="leading",
+    )
 
 
 def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
@@ -215,11 +243,20 @@ def build_tokenizer(texts: Sequence[str]) -> CLIPTokenizer:
     from tokenizers import Tokenizer, trainers
     from tokenizers.models import BPE
     from tokenizers.pre_tokenizers import ByteLevel
+
     fitted = Tokenizer(BPE(end_of_word_suffix="</w>", continuing_subword_prefix=""))
     fitted.pre_tokenizer = CLIPTokenizer().backend_tokenizer.pre_tokenizer
-    fitted.train_from_iterator([text.lower() for text in texts], trainers.BpeTrainer(
-        vocab_size=8000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=ByteLevel.alphabet(),
-        special_tokens=["<|startoftext|>", "<|endoftext|>"], show_progress=False))
+    fitted.train_from_iterator(
+        [text.lower() for text in texts],
+        trainers.BpeTrainer(
+            vocab_size=8000,
+            min_frequency=1,
+            end_of_word_suffix="</w>",
+            initial_alphabet=ByteLevel.alphabet(),
+            special_tokens=["<|startoftext|>", "<|endoftext|>"],
+            show_progress=False,
+        ),
+    )
     model = json.loads(fitted.to_str())["model"]
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split()) for pair in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=TOKENS)
@@ -230,28 +267,62 @@ def build_mini(size: MiniSize, seed: int = 0) -> MiniPipeline:
     torch.manual_seed(seed)
     words = sorted({word for row in emoji_table() for word in _words(row["name"])} | _FILLERS)
     tokenizer = build_tokenizer(words)
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=size.text_width, intermediate_size=4 * size.text_width,
-        projection_dim=size.text_width, num_hidden_layers=size.text_layers,
-        num_attention_heads=max(1, size.text_width // 32), max_position_embeddings=TOKENS,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=size.text_width,
+            intermediate_size=4 * size.text_width,
+            projection_dim=size.text_width,
+            num_hidden_layers=size.text_layers,
+            num_attention_heads=max(1, size.text_width // 32),
+            max_position_embeddings=TOKENS,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
     vae = AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * len(size.vae_channels),
-        up_block_types=("UpDecoderBlock2D",) * len(size.vae_channels), block_out_channels=size.vae_channels,
-        layers_per_block=1, latent_channels=8, norm_num_groups=4, sample_size=PIXELS, mid_block_add_attention=False,
-        scaling_factor=1.0)
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * len(size.vae_channels),
+        up_block_types=("UpDecoderBlock2D",) * len(size.vae_channels),
+        block_out_channels=size.vae_channels,
+        layers_per_block=1,
+        latent_channels=8,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
     down = tuple("CrossAttnDownBlock2D" if text_here else "DownBlock2D" for text_here in size.unet_attention)
     up = tuple("CrossAttnUpBlock2D" if text_here else "UpBlock2D" for text_here in reversed(size.unet_attention))
     unet = UNet2DConditionModel(
-        sample_size=PIXELS // 8, in_channels=8, out_channels=8, block_out_channels=size.unet_channels,
-        layers_per_block=size.unet_layers, down_block_types=down, up_block_types=up,
-        cross_attention_dim=size.text_width, attention_head_dim=4, norm_num_groups=32)
-    return MiniPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=noise_scheduler(),
-                        safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+        sample_size=PIXELS // 8,
+        in_channels=8,
+        out_channels=8,
+        block_out_channels=size.unet_channels,
+        layers_per_block=size.unet_layers,
+        down_block_types=down,
+        up_block_types=up,
+        cross_attention_dim=size.text_width,
+        attention_head_dim=4,
+        norm_num_groups=32,
+    )
+    return MiniPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=noise_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
-def save_mini(pipe: StableDiffusionPipeline, folder: Path, concepts: Sequence[str], command: str, seed: int,
-              settings: dict) -> None:
+def save_mini(
+    pipe: StableDiffusionPipeline, folder: Path, concepts: Sequence[str], command: str, seed: int, settings: dict
+) -> None:
     """Write a pipeline as float16 safetensors, with the names it knows and a sidecar for each file of weights."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -260,10 +331,13 @@ def save_mini(pipe: StableDiffusionPipeline, folder: Path, concepts: Sequence[st
         StableDiffusionPipeline(**{**pipe.components, **halves}, requires_safety_checker=False).save_pretrained(folder)
     write_atomically(folder / "concepts.json", json.dumps({"concepts": list(concepts)}, indent=0).encode())
     for part in (*_WEIGHTS, "concepts.json"):
-        write_meta(folder / part, kind="trained", command=command, seed=seed, settings=settings, licence=WEIGHTS_LICENCE)
+        write_meta(
+            folder / part, kind="trained", command=command, seed=seed, settings=settings, licence=WEIGHTS_LICENCE
+        )
 
 
 # --- training the autoencoder ---
+
 
 def to_pixels(images: np.ndarray) -> torch.Tensor:
     """Images uint8 (M, 64, 64, 3) as float (M, 3, 64, 64) from -1 to 1.
@@ -273,14 +347,23 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
     """
     images = np.asarray(images)
     if images.ndim != 4 or not len(images) or images.shape[1:] != (PIXELS, PIXELS, 3) or images.dtype != np.uint8:
-        raise ValueError(f"images has shape {images.shape} and type {images.dtype}; "
-                         f"valid: uint8 (M, {PIXELS}, {PIXELS}, 3), M >= 1")
+        raise ValueError(
+            f"images has shape {images.shape} and type {images.dtype}; valid: uint8 (M, {PIXELS}, {PIXELS}, 3), M >= 1"
+        )
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def fit_autoencoder(vae: AutoencoderKL, images: np.ndarray, minutes: float, seed: int = 0, batch: int = 16,
-                    learning_rate: float = 1.5e-3, checkpoint: Path | None = None, resume: bool = False,
-                    progress: bool | None = None) -> list[float]:
+def fit_autoencoder(
+    vae: AutoencoderKL,
+    images: np.ndarray,
+    minutes: float,
+    seed: int = 0,
+    batch: int = 16,
+    learning_rate: float = 1.5e-3,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> list[float]:
     """Train an autoencoder to give back images; then turn its latents so that each channel has mean 0 and variance 1.
 
     Args:
@@ -359,10 +442,20 @@ def whiten_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
 
 # --- training the U-Net with the text encoder ---
 
-def train_mini(size: str = "small", out: Path | None = None, minutes: float | None = None,
-               concepts: Sequence[str] | None = None, styles: Sequence[str] = STYLES, seed: int = 0,
-               resume: bool = False, vae: AutoencoderKL | None = None, device: str | None = None,
-               progress: bool | None = None, vae_minutes: float | None = None) -> MiniPipeline:
+
+def train_mini(
+    size: str = "small",
+    out: Path | None = None,
+    minutes: float | None = None,
+    concepts: Sequence[str] | None = None,
+    styles: Sequence[str] = STYLES,
+    seed: int = 0,
+    resume: bool = False,
+    vae: AutoencoderKL | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+    vae_minutes: float | None = None,
+) -> MiniPipeline:
     """Train the miniature, and return it.
 
     Args:
@@ -406,26 +499,61 @@ def train_mini(size: str = "small", out: Path | None = None, minutes: float | No
     vae_budget = shape.vae_minutes if vae_minutes is None else vae_minutes
     if vae is None:
         everything = load_emoji(styles)
-        fit_autoencoder(pipe.vae, np.concatenate([shown.images] * 3 + [everything.images]), vae_budget, seed,
-                        checkpoint=None if out is None else out / "checkpoint.vae.safetensors", resume=resume,
-                        progress=progress)
+        fit_autoencoder(
+            pipe.vae,
+            np.concatenate([shown.images] * 3 + [everything.images]),
+            vae_budget,
+            seed,
+            checkpoint=None if out is None else out / "checkpoint.vae.safetensors",
+            resume=resume,
+            progress=progress,
+        )
     budget = shape.unet_minutes if minutes is None else minutes
-    losses = fit_denoiser(pipe, shown, budget, seed, shape.batch, shape.learning_rate,
-                          checkpoint=None if out is None else out / "checkpoint.unet.safetensors", resume=resume,
-                          progress=progress)
+    losses = fit_denoiser(
+        pipe,
+        shown,
+        budget,
+        seed,
+        shape.batch,
+        shape.learning_rate,
+        checkpoint=None if out is None else out / "checkpoint.unet.safetensors",
+        resume=resume,
+        progress=progress,
+    )
     if out is not None:
         command = f"python -m splitpoint.diffusion.mini --size {size} --minutes {budget:g}"
         if vae_minutes is not None:
             command += f" --vae-minutes {vae_minutes:g}"
-        save_mini(pipe, out, shown.concepts, command, seed,
-                  {**asdict(shape), "vae_minutes": vae_budget, "unet_minutes": budget, "styles": list(styles),
-                   "concepts": len(shown.concepts), "unet_steps": len(losses), "final_loss": float(np.mean(losses[-200:]))})
+        save_mini(
+            pipe,
+            out,
+            shown.concepts,
+            command,
+            seed,
+            {
+                **asdict(shape),
+                "vae_minutes": vae_budget,
+                "unet_minutes": budget,
+                "styles": list(styles),
+                "concepts": len(shown.concepts),
+                "unet_steps": len(losses),
+                "final_loss": float(np.mean(losses[-200:])),
+            },
+        )
     return pipe
 
 
-def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, seed: int = 0, batch: int = 64,
-                 learning_rate: float = 1e-3, checkpoint: Path | None = None, resume: bool = False,
-                 progress: bool | None = None) -> list[float]:
+def fit_denoiser(
+    pipe: StableDiffusionPipeline,
+    shown: Emoji,
+    minutes: float,
+    seed: int = 0,
+    batch: int = 64,
+    learning_rate: float = 1e-3,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+) -> list[float]:
     """Train U-Net and text encoder to predict the velocity of noised latents, keeping a running mean of the weights.
 
     Args:
@@ -455,8 +583,10 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
     owner = torch.from_numpy(shown.concept)
     unet.to(memory_format=torch.channels_last).train()
     text.train()
-    weights = {**{f"unet.{k}": v for k, v in unet.named_parameters()},
-               **{f"text.{k}": v for k, v in text.named_parameters()}}
+    weights = {
+        **{f"unet.{k}": v for k, v in unet.named_parameters()},
+        **{f"text.{k}": v for k, v in text.named_parameters()},
+    }
     trained = list(weights.values())
     optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average = {name: w.detach().clone() for name, w in weights.items()}
@@ -497,8 +627,9 @@ def fit_denoiser(pipe: StableDiffusionPipeline, shown: Emoji, minutes: float, se
 
 def token_ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
     """Token numbers of texts, (texts, tokens), each padded to the tokenizer's length."""
-    return tokenizer(list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-                     return_tensors="pt").input_ids
+    return tokenizer(
+        list(texts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 @torch.no_grad()
@@ -508,11 +639,17 @@ def _assign(weights: dict, values: dict) -> None:
 
 
 def _checkpoint(path: Path, weights: dict, average: dict, optimizer, generator, losses: list, spent: float) -> None:
-    state = {f"{kind}.{name}": value.contiguous() for name, weight in weights.items() for kind, value in
-             (("weight", weight.detach()), *optimizer.state[weight].items())}
+    state = {
+        f"{kind}.{name}": value.contiguous()
+        for name, weight in weights.items()
+        for kind, value in (("weight", weight.detach()), *optimizer.state[weight].items())
+    }
     state |= {f"average.{name}": value.contiguous() for name, value in average.items()}
-    state |= {"generator": generator.get_state(), "losses": torch.tensor(losses),
-              "spent": torch.tensor([spent], dtype=torch.float64)}
+    state |= {
+        "generator": generator.get_state(),
+        "losses": torch.tensor(losses),
+        "spent": torch.tensor([spent], dtype=torch.float64),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name("." + path.name)
     save_file(state, draft)
@@ -523,8 +660,10 @@ def _restore(path: Path, weights: dict, average: dict, optimizer, generator, los
     state = load_file(path)
     wrong = [n for n, w in weights.items() if f"weight.{n}" not in state or state[f"weight.{n}"].shape != w.shape]
     if wrong:
-        raise ValueError(f"checkpoint {path.name} is of another architecture: {wrong[0]} does not fit; "
-                         "train into an empty folder or give the same size")
+        raise ValueError(
+            f"checkpoint {path.name} is of another architecture: {wrong[0]} does not fit; "
+            "train into an empty folder or give the same size"
+        )
     for name, weight in weights.items():
         weight.data.copy_(state[f"weight.{name}"])
         means = {key: state[f"{key}.{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
@@ -552,5 +691,6 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_args()
-    train_mini(given.size, given.out, given.minutes, seed=given.seed, resume=given.resume,
-               vae_minutes=given.vae_minutes)
+    train_mini(
+        given.size, given.out, given.minutes, seed=given.seed, resume=given.resume, vae_minutes=given.vae_minutes
+    )

@@ -53,8 +53,11 @@ class Packet:
         return bits
 
     def _tensors(self) -> list[tuple[str, torch.Tensor]]:
-        named = [("latent", self.latent), *(("history", item) for item in self.history),
-                 ("embeddings", self.embeddings)]
+        named = [
+            ("latent", self.latent),
+            *(("history", item) for item in self.history),
+            ("embeddings", self.embeddings),
+        ]
         return [(name, tensor) for name, tensor in named if tensor is not None]
 
     def astype(self, dtype: str) -> "Packet":
@@ -62,8 +65,9 @@ class Packet:
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
         cast = lambda tensor: None if tensor is None else tensor.to(_DTYPES[dtype][1])  # noqa: E731
-        return replace(self, latent=cast(self.latent), history=tuple(map(cast, self.history)),
-                       embeddings=cast(self.embeddings))
+        return replace(
+            self, latent=cast(self.latent), history=tuple(map(cast, self.history)), embeddings=cast(self.embeddings)
+        )
 
     def to_bytes(self) -> bytes:
         """The packet as it travels: magic word, header length, JSON header, tensors, checksum."""
@@ -74,10 +78,21 @@ class Packet:
                 raise ValueError(f"{name} has dtype {dtype}; a packet carries {' or '.join(_DTYPES)}")
             shapes.append([name, dtype, list(tensor.shape)])
             buffers.append(tensor.detach().cpu().contiguous().numpy().astype(_DTYPES[dtype][0], copy=False).tobytes())
-        header = json.dumps({"prompt": self.prompt, "seed": self.seed, "step": self.step, "num_steps": self.num_steps,
-                             "guidance_scale": self.guidance_scale, "scheduler": self.scheduler,
-                             "scheduler_config": self.scheduler_config, "model": self.model, "tensors": shapes},
-                            separators=(",", ":"), ensure_ascii=False).encode()
+        header = json.dumps(
+            {
+                "prompt": self.prompt,
+                "seed": self.seed,
+                "step": self.step,
+                "num_steps": self.num_steps,
+                "guidance_scale": self.guidance_scale,
+                "scheduler": self.scheduler,
+                "scheduler_config": self.scheduler_config,
+                "model": self.model,
+                "tensors": shapes,
+            },
+            separators=(",", ":"),
+            ensure_ascii=False,
+        ).encode()
         body = _MAGIC + struct.pack("<I", len(header)) + header + b"".join(buffers)
         return body + _checksum(body)
 
@@ -89,18 +104,22 @@ class Packet:
             ValueError: if the bytes are not a packet, are cut short, or were changed on the way.
         """
         content = bytes(content)
-        if content[:len(_MAGIC)] != _MAGIC:
+        if content[: len(_MAGIC)] != _MAGIC:
             raise ValueError("content is not a hand-over packet: it does not begin with the magic word")
         body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
         if len(content) < len(_MAGIC) + 4 + _DIGEST_BYTES or digest != _checksum(body):
             raise ValueError(f"content is a corrupted packet: {len(content)} bytes that do not match their checksum")
         start = len(_MAGIC) + 4
-        end = start + struct.unpack("<I", body[len(_MAGIC):start])[0]
+        end = start + struct.unpack("<I", body[len(_MAGIC) : start])[0]
         try:
             header = json.loads(body[start:end])
             tensors = _read_tensors(header.pop("tensors"), body[end:])
-            packet = cls(**header, latent=next(iter(tensors["latent"]), None), history=tuple(tensors["history"]),
-                         embeddings=next(iter(tensors["embeddings"]), None))
+            packet = cls(
+                **header,
+                latent=next(iter(tensors["latent"]), None),
+                history=tuple(tensors["history"]),
+                embeddings=next(iter(tensors["embeddings"]), None),
+            )
             packet._check()
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"content is a malformed packet: {error}") from error
@@ -122,8 +141,9 @@ def _read_tensors(shapes: list, payload: bytes) -> dict[str, list[torch.Tensor]]
         size = math.prod(shape) * kind.itemsize
         if len(payload) < size:
             raise ValueError(f"content is a malformed packet: {name} is cut short")
-        tensors[name].append(torch.from_numpy(np.frombuffer(payload[:size], kind).astype(kind.newbyteorder("="))
-                                              .reshape(shape)))
+        tensors[name].append(
+            torch.from_numpy(np.frombuffer(payload[:size], kind).astype(kind.newbyteorder("=")).reshape(shape))
+        )
         payload = payload[size:]
     if payload:
         raise ValueError(f"content is a malformed packet: {len(payload)} bytes belong to no tensor")

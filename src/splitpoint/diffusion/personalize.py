@@ -19,15 +19,28 @@ from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
 from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, WEIGHTS_LICENCE, load_emoji
-from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, add_adapter, mini_users
 from splitpoint.diffusion.mini import NUM_TRAIN_STEPS, draw, encode_images, load_mini, token_ids, warn_unknown
+from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
 from splitpoint.files import data_path, read_meta, write_meta, write_rows
 
 RANK = 10
 # Which layers get a LoRA: attention alone is too weak to carry a style.
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2",
-           "conv_in", "conv_out", "conv_shortcut"]
+TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "proj_in",
+    "proj_out",
+    "conv1",
+    "conv2",
+    "conv_in",
+    "conv_out",
+    "conv_shortcut",
+]
 
 
 def user_path(style: str) -> Path:
@@ -64,10 +77,20 @@ def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
     return name
 
 
-def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionPipeline | None = None,
-                out: Path | str | None = None, minutes: float = 3.0, rank: int = RANK, learning_rate: float = 1.5e-3,
-                batch: int = 32, seed: int = 0, name: str = "mine", progress: bool | None = None, **meta: object
-                ) -> StableDiffusionPipeline:
+def personalize(
+    images: Sequence,
+    prompts: Sequence[str],
+    pipe: StableDiffusionPipeline | None = None,
+    out: Path | str | None = None,
+    minutes: float = 3.0,
+    rank: int = RANK,
+    learning_rate: float = 1.5e-3,
+    batch: int = 32,
+    seed: int = 0,
+    name: str = "mine",
+    progress: bool | None = None,
+    **meta: object,
+) -> StableDiffusionPipeline:
     """Tune a LoRA to someone's pictures, and leave it switched on in the pipeline.
 
     Args:
@@ -92,12 +115,17 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
     """
     images, prompts = list(images), list(prompts)
     if not images or len(images) != len(prompts):
-        raise ValueError(f"images has {len(images)} entries and prompts has {len(prompts)}; "
-                         "valid: as many of both, at least 1")
+        raise ValueError(
+            f"images has {len(images)} entries and prompts has {len(prompts)}; valid: as many of both, at least 1"
+        )
     if any(not isinstance(prompt, str) or not prompt.strip() for prompt in prompts):
         raise ValueError(f"prompts={prompts!r} holds an empty prompt; valid: a text for every image")
-    for title, value, low, high in (("minutes", minutes, 1e-3, 1e5), ("rank", rank, 1, 64), ("batch", batch, 1, 4096),
-                                    ("learning_rate", learning_rate, 1e-6, 1)):
+    for title, value, low, high in (
+        ("minutes", minutes, 1e-3, 1e5),
+        ("rank", rank, 1, 64),
+        ("batch", batch, 1, 4096),
+        ("learning_rate", learning_rate, 1e-6, 1),
+    ):
         if not low <= value <= high:
             raise ValueError(f"{title}={value!r} is outside [{low:g}, {high:g}]")
     pictures = np.stack([_picture(image) for image in images])
@@ -138,9 +166,22 @@ def personalize(images: Sequence, prompts: Sequence[str], pipe: StableDiffusionP
         losses.append(loss.item())
     unet.eval().requires_grad_(False)
     if out is not None:
-        _save(pipe, name, Path(out), seed, {"minutes": minutes, "rank": rank, "learning_rate": learning_rate,
-                                            "batch": batch, "steps": len(losses), "images": len(images),
-                                            "final_loss": float(np.mean(losses[-50:]))}, meta)
+        _save(
+            pipe,
+            name,
+            Path(out),
+            seed,
+            {
+                "minutes": minutes,
+                "rank": rank,
+                "learning_rate": learning_rate,
+                "batch": batch,
+                "steps": len(losses),
+                "images": len(images),
+                "final_loss": float(np.mean(losses[-50:])),
+            },
+            meta,
+        )
     return pipe
 
 
@@ -151,8 +192,9 @@ def split_concepts(concepts: Sequence[str], share: float = 0.15, seed: int = 0) 
     return [c for i, c in enumerate(concepts) if i not in held], [c for i, c in enumerate(concepts) if i in held]
 
 
-def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None,
-               progress: bool | None = None) -> Path:
+def train_user(
+    style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None, progress: bool | None = None
+) -> Path:
     """Train the personal model of one vendor on most of the miniature's concepts, on a GPU if there is one; save it.
 
     Args:
@@ -174,11 +216,23 @@ def train_user(style: str, minutes: float = 3.0, seed: int = 0, out: Path | None
     kept, held = split_concepts(pipe.concepts)
     shown = load_emoji([style], kept)
     out = data_path("models", "users", style) if out is None else Path(out)
-    personalize(shown.images, shown.prompts, pipe, out, minutes, seed=seed, progress=progress,
-                command=f"python -m splitpoint.diffusion.personalize --style {style} --minutes {minutes:g}",
-                held_out_concepts=held, licence=WEIGHTS_LICENCE,
-                trained_on={"source": f"npm {SOURCES[style][0]}@{SOURCES[style][1]}", "licence": SOURCES[style][3],
-                            "licence_url": SOURCES[style][4]})
+    personalize(
+        shown.images,
+        shown.prompts,
+        pipe,
+        out,
+        minutes,
+        seed=seed,
+        progress=progress,
+        command=f"python -m splitpoint.diffusion.personalize --style {style} --minutes {minutes:g}",
+        held_out_concepts=held,
+        licence=WEIGHTS_LICENCE,
+        trained_on={
+            "source": f"npm {SOURCES[style][0]}@{SOURCES[style][1]}",
+            "licence": SOURCES[style][3],
+            "licence_url": SOURCES[style][4],
+        },
+    )
     return out
 
 
@@ -192,6 +246,7 @@ def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[
         num_steps: denoising steps.
     """
     from splitpoint.diffusion.judges import load_style_classifier
+
     images = draw(pipe, prompts, range(len(prompts)), num_steps)
     return float(np.mean([said == style for said in load_style_classifier().classify(images)]))
 
@@ -215,8 +270,10 @@ def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, set
     state = get_peft_model_state_dict(pipe.unet, adapter_name=name)  # one naming for all layers, or some would be lost
     folder.mkdir(parents=True, exist_ok=True)
     StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers={key: value.to(torch.float16).contiguous() for key, value in state.items()},
-        weight_name=ADAPTER_FILE)
+        folder,
+        unet_lora_layers={key: value.to(torch.float16).contiguous() for key, value in state.items()},
+        weight_name=ADAPTER_FILE,
+    )
     command = meta.pop("command", "splitpoint.diffusion.personalize.personalize(images, prompts, out=...)")
     write_meta(folder / ADAPTER_FILE, kind="trained", command=command, seed=seed, settings=settings, **meta)
 
@@ -241,17 +298,23 @@ def main() -> None:
                 attach_user(pipe, style)
             for concepts, prompts in sets.items():
                 share = style_accuracy(pipe, style, prompts)
-                rows.append({"style": style, "model": user, "concepts": concepts, "images": len(prompts),
-                             "accuracy": share})
+                rows.append(
+                    {"style": style, "model": user, "concepts": concepts, "images": len(prompts), "accuracy": share}
+                )
                 print(json.dumps(rows[-1]), flush=True)
     path = data_path("models", "users", "style_accuracy.csv")
     if path.exists():  # what was measured of other users stays
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if row["style"] not in given.style] + rows
     write_rows(path, rows)
-    write_meta(path, kind="measured", command="python -m splitpoint.diffusion.personalize --only-report", seed=0,
-               licence="MIT",
-               settings={"steps": 50, "judge": "evaluators/styles.safetensors, among all six styles"})
+    write_meta(
+        path,
+        kind="measured",
+        command="python -m splitpoint.diffusion.personalize --only-report",
+        seed=0,
+        licence="MIT",
+        settings={"steps": 50, "judge": "evaluators/styles.safetensors, among all six styles"},
+    )
 
 
 if __name__ == "__main__":

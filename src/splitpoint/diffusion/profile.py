@@ -34,8 +34,22 @@ BATCHES = (1, 2, 4, 6, 8, 12, 16, 18, 24, 32)
 FEW_BATCHES = (1, 2, 4, 8, 16)  # where a step is long
 COMPILED_BATCHES = (1, 4, 16)  # each is compiled on its own, for half a minute or more
 KEY = ("architecture", "dtype", "mode", "guidance")
-COLUMNS = ("device", "device_type", "architecture", "dtype", "mode", "guidance", "batch_size", "repeat", "status",
-           "step_s", "model_flop", "peak_memory_bytes", "threads", "torch_version")
+COLUMNS = (
+    "device",
+    "device_type",
+    "architecture",
+    "dtype",
+    "mode",
+    "guidance",
+    "batch_size",
+    "repeat",
+    "status",
+    "step_s",
+    "model_flop",
+    "peak_memory_bytes",
+    "threads",
+    "torch_version",
+)
 RATE = "matrix_rate_flop_per_s"  # column of files: of a large matrix product in the same number type
 
 
@@ -60,17 +74,43 @@ class Architecture:
     source: str
 
 
-SD15 = dict(sample_size=64, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280, 1280),
-            layers_per_block=2, cross_attention_dim=768, attention_head_dim=8)
-SDXL = dict(sample_size=128, in_channels=4, out_channels=4, block_out_channels=(320, 640, 1280), layers_per_block=2,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10), attention_head_dim=(5, 10, 20), cross_attention_dim=2048,
-            use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816)
-PIXART = dict(sample_size=64, num_layers=28, num_attention_heads=16, attention_head_dim=72, in_channels=4,
-              out_channels=8, patch_size=2, cross_attention_dim=1152, caption_channels=4096,
-              use_additional_conditions=False)
+SD15 = dict(
+    sample_size=64,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    cross_attention_dim=768,
+    attention_head_dim=8,
+)
+SDXL = dict(
+    sample_size=128,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(320, 640, 1280),
+    layers_per_block=2,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 2, 10),
+    attention_head_dim=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+PIXART = dict(
+    sample_size=64,
+    num_layers=28,
+    num_attention_heads=16,
+    attention_head_dim=72,
+    in_channels=4,
+    out_channels=8,
+    patch_size=2,
+    cross_attention_dim=1152,
+    caption_channels=4096,
+    use_additional_conditions=False,
+)
 
 
 @lru_cache
@@ -80,19 +120,33 @@ def architectures() -> dict[str, Architecture]:
     config_file = data_path("models", "mini", "unet", "config.json")
     if config_file.exists():
         config = {k: v for k, v in json.loads(config_file.read_text()).items() if not k.startswith("_")}
-        found["mini"] = Architecture(UNet2DConditionModel, config, config["in_channels"], config["sample_size"],
-                                     (16, config["cross_attention_dim"]), "this project, data/models/mini")
+        found["mini"] = Architecture(
+            UNet2DConditionModel,
+            config,
+            config["in_channels"],
+            config["sample_size"],
+            (16, config["cross_attention_dim"]),
+            "this project, data/models/mini",
+        )
     return found | {
         "sd15": Architecture(UNet2DConditionModel, SD15, 4, 64, (77, 768), "stable-diffusion-v1-5, unet/config.json"),
-        "pixart": Architecture(PixArtTransformer2DModel, PIXART, 4, 64, (120, 4096),
-                               "PixArt-alpha/PixArt-XL-2-512x512, transformer/config.json"),
-        "sdxl": Architecture(UNet2DConditionModel, SDXL, 4, 128, (77, 2048),
-                             "stabilityai/stable-diffusion-xl-base-1.0, unet/config.json"),
+        "pixart": Architecture(
+            PixArtTransformer2DModel,
+            PIXART,
+            4,
+            64,
+            (120, 4096),
+            "PixArt-alpha/PixArt-XL-2-512x512, transformer/config.json",
+        ),
+        "sdxl": Architecture(
+            UNet2DConditionModel, SDXL, 4, 128, (77, 2048), "stabilityai/stable-diffusion-xl-base-1.0, unet/config.json"
+        ),
     }
 
 
-def build_model(architecture: Architecture, dtype: torch.dtype, device: torch.device | str, seed: int = 0
-                ) -> torch.nn.Module:
+def build_model(
+    architecture: Architecture, dtype: torch.dtype, device: torch.device | str, seed: int = 0
+) -> torch.nn.Module:
     """The network with small random weights, made on the device itself."""
     with torch.device("meta"):
         model = architecture.model_class(**architecture.config)
@@ -123,7 +177,9 @@ def model_flop(architecture: Architecture) -> int:
 
 
 def _inputs(architecture: Architecture, batch: int, dtype: torch.dtype, device):
-    latents = torch.randn(batch, architecture.channels, architecture.size, architecture.size, device=device, dtype=dtype)
+    latents = torch.randn(
+        batch, architecture.channels, architecture.size, architecture.size, device=device, dtype=dtype
+    )
     context = torch.randn(batch, *architecture.context, device=device, dtype=dtype)
     return latents, torch.full((batch,), 500, device=device, dtype=torch.long), context
 
@@ -132,13 +188,16 @@ def _predict(model, architecture: Architecture, latents, steps, context):
     """The network's output, first ``channels`` channels (PixArt also predicts a variance)."""
     if architecture.model_class is PixArtTransformer2DModel:
         conditions = {"resolution": None, "aspect_ratio": None}
-        output = model(latents, encoder_hidden_states=context, timestep=steps, added_cond_kwargs=conditions,
-                       return_dict=False)[0]
+        output = model(
+            latents, encoder_hidden_states=context, timestep=steps, added_cond_kwargs=conditions, return_dict=False
+        )[0]
         return output[:, : architecture.channels]
     conditions = None
     if architecture.config.get("addition_embed_type") == "text_time":
-        conditions = {"text_embeds": context.new_zeros(len(latents), 1280),
-                      "time_ids": context.new_zeros(len(latents), 6)}
+        conditions = {
+            "text_embeds": context.new_zeros(len(latents), 1280),
+            "time_ids": context.new_zeros(len(latents), 6),
+        }
     return model(latents, steps, context, added_cond_kwargs=conditions, return_dict=False)[0]
 
 
@@ -167,8 +226,9 @@ class DenoisingStep:
     def _predict(self, latents, steps, context):
         if not self.guidance:
             return _predict(self.model, self.architecture, latents, steps, context)
-        both = _predict(self.model, self.architecture, torch.cat([latents] * 2), torch.cat([steps] * 2),
-                        torch.cat([context] * 2))
+        both = _predict(
+            self.model, self.architecture, torch.cat([latents] * 2), torch.cat([steps] * 2), torch.cat([context] * 2)
+        )
         without, with_prompt = both.chunk(2)
         return without + 7.5 * (with_prompt - without)
 
@@ -205,9 +265,16 @@ class DenoisingStep:
         return graph
 
 
-def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[int], repeats: int = 20,
-            warmups: int = 3, device: torch.device | str = "cpu", seed: int = 0, progress: bool = False,
-            limit_s: float | None = None) -> list[dict]:
+def measure(
+    prepare: Callable[[int], Callable[[], None]],
+    batch_sizes: Sequence[int],
+    repeats: int = 20,
+    warmups: int = 3,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: bool = False,
+    limit_s: float | None = None,
+) -> list[dict]:
     """Time steps, batch sizes interleaved in a new random order each round so that a drifting clock biases none.
 
     Args:
@@ -248,8 +315,15 @@ def measure(prepare: Callable[[int], Callable[[], None]], batch_sizes: Sequence[
     with progress_bar("repeats", repeats, None if progress else False) as bar:
         for repeat in range(repeats):
             for batch in order.sample(sorted(runs), len(runs)):
-                rows.append(dict(batch_size=batch, repeat=repeat, status="ok", step_s=time_once(runs[batch], device),
-                                 peak_memory_bytes=peak[batch]))
+                rows.append(
+                    dict(
+                        batch_size=batch,
+                        repeat=repeat,
+                        status="ok",
+                        step_s=time_once(runs[batch], device),
+                        peak_memory_bytes=peak[batch],
+                    )
+                )
             bar.update()
     return rows
 
@@ -314,10 +388,19 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def profile_step_latency(architecture: str = "mini", batch_sizes: Sequence[int] = (1, 2, 4, 8, 16), dtype: str = "fp32",
-                         mode: str = "eager", guidance: bool = False, repeats: int = 20, warmups: int = 3,
-                         device: str | None = None, model: torch.nn.Module | None = None, seed: int = 0,
-                         progress: bool = False):
+def profile_step_latency(
+    architecture: str = "mini",
+    batch_sizes: Sequence[int] = (1, 2, 4, 8, 16),
+    dtype: str = "fp32",
+    mode: str = "eager",
+    guidance: bool = False,
+    repeats: int = 20,
+    warmups: int = 3,
+    device: str | None = None,
+    model: torch.nn.Module | None = None,
+    seed: int = 0,
+    progress: bool = False,
+):
     """Measure one denoising step against batch size on this machine.
 
     Args:
@@ -340,10 +423,17 @@ def profile_step_latency(architecture: str = "mini", batch_sizes: Sequence[int] 
     import pandas as pd
 
     device = device or best_device()
-    rows = _profile(Setting(architecture, dtype, mode, guidance, tuple(batch_sizes), repeats, warmups), device, model,
-                    seed, progress)
+    rows = _profile(
+        Setting(architecture, dtype, mode, guidance, tuple(batch_sizes), repeats, warmups),
+        device,
+        model,
+        seed,
+        progress,
+    )
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.assign(step_s=pd.to_numeric(table["step_s"]), peak_memory_bytes=pd.to_numeric(table["peak_memory_bytes"]))
+    return table.assign(
+        step_s=pd.to_numeric(table["step_s"]), peak_memory_bytes=pd.to_numeric(table["peak_memory_bytes"])
+    )
 
 
 @dataclass(frozen=True)
@@ -365,8 +455,11 @@ class Setting:
 
 
 def _check(setting: Setting, device: str) -> None:
-    for name, value, choices in (("architecture", setting.architecture, architectures()),
-                                 ("dtype", setting.dtype, DTYPES), ("mode", setting.mode, MODES)):
+    for name, value, choices in (
+        ("architecture", setting.architecture, architectures()),
+        ("dtype", setting.dtype, DTYPES),
+        ("mode", setting.mode, MODES),
+    ):
         if value not in choices:
             raise ValueError(f"{name}={value!r} is unknown; there are: {', '.join(choices)}")
     if setting.mode == "cuda_graphs" and device != "cuda":
@@ -388,14 +481,32 @@ def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress:
     step = DenoisingStep(model, architecture, setting.mode, setting.guidance)
     flop = model_flop(architecture) * (2 if setting.guidance else 1)
     torch.compiler.reset()
-    with (torch.inference_mode() if setting.mode != "compile" else torch.no_grad(), _as_named(),
-          # by default torch gives up after eight shapes, and runs further ones as if not compiled
-          torch._dynamo.config.patch(recompile_limit=8 + len(setting.batch_sizes), fail_on_recompile_limit_hit=True)):
-        rows = measure(step.prepare, sorted(setting.batch_sizes), setting.repeats, setting.warmups, device, seed,
-                       progress, setting.limit_s)
-    common = dict(device=machine_name(device), device_type=device, architecture=setting.architecture, dtype=setting.dtype,
-                  mode=setting.mode, guidance=setting.guidance, threads=torch.get_num_threads(),
-                  torch_version=torch.__version__)
+    with (
+        torch.inference_mode() if setting.mode != "compile" else torch.no_grad(),
+        _as_named(),
+        # by default torch gives up after eight shapes, and runs further ones as if not compiled
+        torch._dynamo.config.patch(recompile_limit=8 + len(setting.batch_sizes), fail_on_recompile_limit_hit=True),
+    ):
+        rows = measure(
+            step.prepare,
+            sorted(setting.batch_sizes),
+            setting.repeats,
+            setting.warmups,
+            device,
+            seed,
+            progress,
+            setting.limit_s,
+        )
+    common = dict(
+        device=machine_name(device),
+        device_type=device,
+        architecture=setting.architecture,
+        dtype=setting.dtype,
+        mode=setting.mode,
+        guidance=setting.guidance,
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+    )
     return [common | row | {"model_flop": flop * row["batch_size"]} for row in rows]
 
 
@@ -432,39 +543,49 @@ def default_settings(device: str) -> list[Setting]:
         return [Setting(architecture, dtype, mode, guidance, batch_sizes, 20, warmups, limit_s) for mode in modes]
 
     if device == "cuda":
-        plan = [*curves("sd15", "bf16", ("cuda_graphs", "channels_last"), BATCHES, limit_s=120.0),
-                *curves("mini", "bf16", ("cuda_graphs", "eager"), BATCHES),
-                *curves("mini", "fp32", ("channels_last", "eager"), BATCHES),
-                *curves("sd15", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
-                *curves("pixart", "bf16", ("cuda_graphs",), FEW_BATCHES),
-                *curves("sdxl", "bf16", ("cuda_graphs",), FEW_BATCHES, limit_s=90.0),
-                *curves("sd15", "fp32", ("cuda_graphs",), FEW_BATCHES, limit_s=90.0),
-                # what one run has no time for, a second one measures
-                *curves("sd15", "bf16", ("eager",), BATCHES, limit_s=120.0),
-                *curves("sd15", "bf16", ("cuda_graphs",), BATCHES, guidance=False, limit_s=90.0),
-                *curves("pixart", "bf16", ("eager",), FEW_BATCHES),
-                *curves("sdxl", "bf16", ("eager",), FEW_BATCHES, limit_s=90.0),
-                *curves("sd15", "fp32", ("eager",), FEW_BATCHES, limit_s=90.0),
-                *curves("mini", "bf16", ("compile",), COMPILED_BATCHES, limit_s=100.0),
-                *curves("pixart", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
-                *curves("sd15", "fp32", ("compile",), COMPILED_BATCHES, limit_s=150.0),
-                *curves("sdxl", "bf16", ("compile",), COMPILED_BATCHES, limit_s=300.0)]
+        plan = [
+            *curves("sd15", "bf16", ("cuda_graphs", "channels_last"), BATCHES, limit_s=120.0),
+            *curves("mini", "bf16", ("cuda_graphs", "eager"), BATCHES),
+            *curves("mini", "fp32", ("channels_last", "eager"), BATCHES),
+            *curves("sd15", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+            *curves("pixart", "bf16", ("cuda_graphs",), FEW_BATCHES),
+            *curves("sdxl", "bf16", ("cuda_graphs",), FEW_BATCHES, limit_s=90.0),
+            *curves("sd15", "fp32", ("cuda_graphs",), FEW_BATCHES, limit_s=90.0),
+            # what one run has no time for, a second one measures
+            *curves("sd15", "bf16", ("eager",), BATCHES, limit_s=120.0),
+            *curves("sd15", "bf16", ("cuda_graphs",), BATCHES, guidance=False, limit_s=90.0),
+            *curves("pixart", "bf16", ("eager",), FEW_BATCHES),
+            *curves("sdxl", "bf16", ("eager",), FEW_BATCHES, limit_s=90.0),
+            *curves("sd15", "fp32", ("eager",), FEW_BATCHES, limit_s=90.0),
+            *curves("mini", "bf16", ("compile",), COMPILED_BATCHES, limit_s=100.0),
+            *curves("pixart", "bf16", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+            *curves("sd15", "fp32", ("compile",), COMPILED_BATCHES, limit_s=150.0),
+            *curves("sdxl", "bf16", ("compile",), COMPILED_BATCHES, limit_s=300.0),
+        ]
     else:
-        plan = [*curves("mini", "fp32", ("channels_last",), BATCHES),
-                *curves("mini", "bf16", ("channels_last",), BATCHES),
-                *curves("mini", "fp32", ("eager",), BATCHES),
-                *curves("mini", "fp32", ("channels_last",), BATCHES, guidance=False),
-                *curves("mini", "fp32", ("compile",), FEW_BATCHES),
-                *curves("sd15", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
-                *curves("pixart", "fp32", ("eager",), (1, 2, 3), guidance=False, warmups=1),
-                *curves("sd15", "bf16", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
-                *curves("sdxl", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1)]
+        plan = [
+            *curves("mini", "fp32", ("channels_last",), BATCHES),
+            *curves("mini", "bf16", ("channels_last",), BATCHES),
+            *curves("mini", "fp32", ("eager",), BATCHES),
+            *curves("mini", "fp32", ("channels_last",), BATCHES, guidance=False),
+            *curves("mini", "fp32", ("compile",), FEW_BATCHES),
+            *curves("sd15", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
+            *curves("pixart", "fp32", ("eager",), (1, 2, 3), guidance=False, warmups=1),
+            *curves("sd15", "bf16", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
+            *curves("sdxl", "fp32", ("channels_last",), (1, 2, 3), guidance=False, warmups=1),
+        ]
     have = architectures()
     return [s for s in plan if s.architecture in have]
 
 
-def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, settings: Sequence[Setting] | None = None,
-                seed: int = 0, options: str = "") -> None:
+def run_profile(
+    out: Path,
+    device: str | None = None,
+    budget_s: float = 480.0,
+    settings: Sequence[Setting] | None = None,
+    seed: int = 0,
+    options: str = "",
+) -> None:
     """Measure all settings that fit the budget into one file; finished curves are kept and not measured again.
 
     Args:
@@ -481,15 +602,20 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
         _check(setting, device)
     rows = list(csv.DictReader(out.open())) if out.exists() else []
     for other in {row["device"] for row in rows} - {machine_name(device)}:
-        raise ValueError(f"out={out.name!r} holds measurements of {other}; valid: a file of its own for "
-                         f"{machine_name(device)}")
+        raise ValueError(
+            f"out={out.name!r} holds measurements of {other}; valid: a file of its own for {machine_name(device)}"
+        )
     done = {tuple(row[c] for c in KEY) for row in rows}
     waiting = [s for s in settings if s.key not in done]
     for number, setting in enumerate(waiting, 1):
         if time.perf_counter() - start + (setting.limit_s or 0.0) > budget_s:
-            print(f"budget of {budget_s:.0f} s: {len(waiting) - number + 1} curves are left for another run", flush=True)
+            print(
+                f"budget of {budget_s:.0f} s: {len(waiting) - number + 1} curves are left for another run", flush=True
+            )
             break
-        print(f"[{number}/{len(waiting)}] {' '.join(setting.key[:3])} guidance={setting.guidance} …", end="", flush=True)
+        print(
+            f"[{number}/{len(waiting)}] {' '.join(setting.key[:3])} guidance={setting.guidance} …", end="", flush=True
+        )
         began = time.perf_counter()
         try:
             found = _profile(setting, device, seed=seed)
@@ -511,23 +637,36 @@ def run_profile(out: Path, device: str | None = None, budget_s: float = 480.0, s
             _write_sidecar(out, rows, device, seed, options)
             print(f" {time.perf_counter() - began:.0f} s", end="", flush=True)
         if left_out and not any(row["status"] == "out_of_memory" for row in found):
-            print(f" without batch {', '.join(map(str, left_out))}: longer than {setting.limit_s:.0f} s", end="", flush=True)
+            print(
+                f" without batch {', '.join(map(str, left_out))}: longer than {setting.limit_s:.0f} s",
+                end="",
+                flush=True,
+            )
         print(flush=True)
 
 
 def _write_sidecar(out: Path, rows: Sequence[dict], device: str, seed: int, options: str) -> None:
     root = project_root()
     place = out.resolve().relative_to(root).as_posix() if root in out.resolve().parents else out.name
-    write_meta(out, kind="measured", command=f"python -m splitpoint.diffusion.profile --out {place}{options}", seed=seed,
-               licence="MIT", device=machine_name(device),
-               settings={"curves": sorted({" ".join(str(row[c]) for c in KEY) for row in rows}), "tf32": False,
-                         "cudnn_benchmark": True})
+    write_meta(
+        out,
+        kind="measured",
+        command=f"python -m splitpoint.diffusion.profile --out {place}{options}",
+        seed=seed,
+        licence="MIT",
+        device=machine_name(device),
+        settings={
+            "curves": sorted({" ".join(str(row[c]) for c in KEY) for row in rows}),
+            "tf32": False,
+            "cudnn_benchmark": True,
+        },
+    )
 
 
 def _options(words: Sequence[str]) -> str:
     """What was typed, without the file: ``--only mini`` of ``--out FILE --only mini``."""
     place = next(i for i, word in enumerate(words) if word.split("=")[0] == "--out")
-    rest = [*words[:place], *words[place + (1 if "=" in words[place] else 2):]]
+    rest = [*words[:place], *words[place + (1 if "=" in words[place] else 2) :]]
     return "".join(f" {word}" for word in rest)
 
 
@@ -542,8 +681,11 @@ def main() -> None:
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     device = arguments.device or best_device()
-    settings = [replace(s, limit_s=arguments.curve_seconds or s.limit_s) for s in default_settings(device)
-                if not arguments.only or s.architecture in arguments.only]
+    settings = [
+        replace(s, limit_s=arguments.curve_seconds or s.limit_s)
+        for s in default_settings(device)
+        if not arguments.only or s.architecture in arguments.only
+    ]
     run_profile(arguments.out, device, arguments.budget_seconds, settings, options=_options(sys.argv[1:]))
 
 

@@ -10,6 +10,16 @@ from splitpoint.learning.replay import PrioritizedReplay, SumTree
 from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 __all__ = [
-    "Agent", "OffloadingEnv", "OffloadingVecEnv", "PrioritizedReplay", "Scenario", "SumTree", "TrainingSettings",
-    "Windows", "evaluate_agent", "load_agent", "stack_windows", "train_agent",
+    "Agent",
+    "OffloadingEnv",
+    "OffloadingVecEnv",
+    "PrioritizedReplay",
+    "Scenario",
+    "SumTree",
+    "TrainingSettings",
+    "Windows",
+    "evaluate_agent",
+    "load_agent",
+    "stack_windows",
+    "train_agent",
 ]

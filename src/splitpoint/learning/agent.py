@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from splitpoint.checks import finite_array, finite_number, one_of, whole_number
 from splitpoint.files import data_path, project_root, read_meta, write_atomically
 from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, num_features, plan_of
-from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 from splitpoint.offloading import AccuracyModel, Instance, Plan, SystemParameters, register
-from splitpoint.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 LEARNERS = ("dqn", "ppo")
 ACTIVATIONS: dict[str, Callable] = {
@@ -102,11 +102,25 @@ class TrainingSettings:
     fixed_windows: int = 0
 
     def __post_init__(self):
-        for name, choices in (("learner", LEARNERS), ("features", FEATURES), ("reward", REWARDS), ("order", ORDERS),
-                              ("activation", ACTIVATIONS)):
+        for name, choices in (
+            ("learner", LEARNERS),
+            ("features", FEATURES),
+            ("reward", REWARDS),
+            ("order", ORDERS),
+            ("activation", ACTIVATIONS),
+        ):
             one_of(name, getattr(self, name), choices)
-        for name in ("decisions", "num_envs", "batch_size", "buffer_size", "updates_per_step", "target_update",
-                     "n_steps", "rollout", "epochs"):
+        for name in (
+            "decisions",
+            "num_envs",
+            "batch_size",
+            "buffer_size",
+            "updates_per_step",
+            "target_update",
+            "n_steps",
+            "rollout",
+            "epochs",
+        ):
             whole_number(name, getattr(self, name), 1)
         for name in ("seed", "learning_starts", "fixed_windows"):
             whole_number(name, getattr(self, name), 0)
@@ -158,8 +172,12 @@ class TrainingSettings:
             parameters = dict(scenario["parameters"])
             parameters["accuracy"] = AccuracyModel(**parameters["accuracy"])
             devices = scenario["devices"]
-            scenario = Scenario(tuple(scenario["num_users"]), tuple(scenario["num_edge_gpus"]),
-                                None if devices is None else tuple(devices), SystemParameters(**parameters))
+            scenario = Scenario(
+                tuple(scenario["num_users"]),
+                tuple(scenario["num_edge_gpus"]),
+                None if devices is None else tuple(devices),
+                SystemParameters(**parameters),
+            )
             return cls(**(values | {"scenario": scenario}))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"these are not the settings of an agent: {error}") from error
@@ -184,12 +202,17 @@ class Agent:
 
     def __post_init__(self):
         layers = self.settings.layers
-        expected = {f"layer{i}.{kind}": shape for i, (before, after) in enumerate(zip(layers, layers[1:]))
-                    for kind, shape in (("weight", (after, before)), ("bias", (after,)))}
+        expected = {
+            f"layer{i}.{kind}": shape
+            for i, (before, after) in enumerate(zip(layers, layers[1:]))
+            for kind, shape in (("weight", (after, before)), ("bias", (after,)))
+        }
         found = {name: np.shape(values) for name, values in self.weights.items()}
         if found != expected:
-            raise ValueError(f"weights have the shapes {found}; an agent with features={self.settings.features!r}, "
-                             f"hidden={self.settings.hidden} needs {expected}")
+            raise ValueError(
+                f"weights have the shapes {found}; an agent with features={self.settings.features!r}, "
+                f"hidden={self.settings.hidden} needs {expected}"
+            )
         for name, values in self.weights.items():
             finite_array(name, values)
 
@@ -218,8 +241,10 @@ class Agent:
         """
         settings = self.settings
         if windows.num_users.max() > settings.users_admitted:
-            raise ValueError(f"num_users={windows.num_users.max()} is outside [1, {settings.users_admitted}], what "
-                             "this agent admits (max_users in its settings)")
+            raise ValueError(
+                f"num_users={windows.num_users.max()} is outside [1, {settings.users_admitted}], what "
+                "this agent admits (max_users in its settings)"
+            )
         asked = windows.alpha.shape[1]
         width = settings.users_admitted if settings.features == "released" else asked
         if asked != width:
@@ -268,8 +293,9 @@ def load_agent(path: str | Path | None = None, features: str | None = None) -> A
         settings = TrainingSettings.from_json(json.dumps(text["settings"]))
         weights = load_file(path.with_suffix(".safetensors"))
     except (OSError, json.JSONDecodeError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"{path.name} is not an agent: {type(error).__name__}, its .json or .safetensors is missing "
-                         "or damaged") from error
+        raise ValueError(
+            f"{path.name} is not an agent: {type(error).__name__}, its .json or .safetensors is missing or damaged"
+        ) from error
     if features is not None and features != settings.features:
         raise ValueError(f"{path.name} was trained on features={settings.features!r}, not {features!r}")
     return Agent(settings, weights, text.get("curve", []), text.get("train_s", float("nan")))
@@ -293,9 +319,16 @@ def _solve_with_committed_agent(instance: Instance) -> Plan:
 register("agent", _solve_with_committed_agent)
 
 
-def train_agent(settings: TrainingSettings = TrainingSettings(), *, checkpoint: str | Path | None = None,
-                held_out: Windows | None = None, looks: int = 20, progress: bool = True,
-                stop_after: int | None = None, **changes) -> Agent | None:
+def train_agent(
+    settings: TrainingSettings = TrainingSettings(),
+    *,
+    checkpoint: str | Path | None = None,
+    held_out: Windows | None = None,
+    looks: int = 20,
+    progress: bool = True,
+    stop_after: int | None = None,
+    **changes,
+) -> Agent | None:
     """Train an agent; the same settings give the same weights on the same machine.
 
     Args:

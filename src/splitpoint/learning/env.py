@@ -14,10 +14,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from splitpoint.offloading.windows import Scenario, Windows, stack_windows
-from splitpoint.offloading import Plan, optimal_split
 from splitpoint.checks import one_of, whole_number
+from splitpoint.offloading import Plan, optimal_split
 from splitpoint.offloading.solvers import plan_for
+from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 FEATURES = ("released", "current", "gains", "cut")
 REWARDS = ("released", "difference", "share")
@@ -30,8 +30,12 @@ _POOL = 1024
 def num_features(features: str, max_users: int = 20) -> int:
     """Length of an observation; only the released features grow with ``max_users``."""
     one_of("features", features, FEATURES)
-    return {"released": 7 * max_users + 6, "current": 10, "gains": 10 + 6 * len(_FRACTIONS),
-            "cut": 12 + 6 * len(_FRACTIONS)}[features]
+    return {
+        "released": 7 * max_users + 6,
+        "current": 10,
+        "gains": 10 + 6 * len(_FRACTIONS),
+        "cut": 12 + 6 * len(_FRACTIONS),
+    }[features]
 
 
 def feature_names(features: str, max_users: int = 20) -> tuple[str, ...]:
@@ -39,14 +43,37 @@ def feature_names(features: str, max_users: int = 20) -> tuple[str, ...]:
     one_of("features", features, FEATURES)
     if features == "released":
         rows = ("padding", "undecided", "granted", "denied", "0.01 alpha", "d_i", "waiting")
-        return (*(f"user +{i}: {row}" for i in range(max_users) for row in rows), "room / 10", "undecided / 10",
-                "granted / 10", "denied / 10", "100 k_e", "100 h_e")
-    names = ("granted / 20", "undecided / 20", "room / 20", "users / 20", "100 k_e", "100 h_e", "gain if granted now",
-             "what the granted lose", "marginal gain now", "gain so far")
+        return (
+            *(f"user +{i}: {row}" for i in range(max_users) for row in rows),
+            "room / 10",
+            "undecided / 10",
+            "granted / 10",
+            "denied / 10",
+            "100 k_e",
+            "100 h_e",
+        )
+    names = (
+        "granted / 20",
+        "undecided / 20",
+        "room / 20",
+        "users / 20",
+        "100 k_e",
+        "100 h_e",
+        "gain if granted now",
+        "what the granted lose",
+        "marginal gain now",
+        "gain so far",
+    )
     if features == "cut":
         names += ("marginal gain at the cut", "batch at the cut / 20")
-    blocks = ("own gain", "gain of the granted", "places left above own rank / 5", "gain of the better",
-              "all undecided gains", "undecided with a gain / 20")
+    blocks = (
+        "own gain",
+        "gain of the granted",
+        "places left above own rank / 5",
+        "gain of the better",
+        "all undecided gains",
+        "undecided with a gain / 20",
+    )
     sizes = () if features == "current" else tuple(f"{name} @{share:.0%}" for name in blocks for share in _FRACTIONS)
     return names + sizes
 
@@ -82,12 +109,22 @@ class Decisions:
         largest = min(parameters.max_batch, max_users)
         self.rows = np.arange(n)
         self.arrays = {
-            "slope_s": np.zeros(n), "intercept_s": np.zeros(n), "num_users": np.zeros(n, np.int64),
-            "device_step_s": np.ones((n, max_users)), "alpha": np.zeros((n, max_users)),
-            "waiting_s": np.zeros((n, max_users)), "gains": np.zeros((n, largest + 1, max_users)),
-            "sequence": np.zeros((n, max_users), np.int64), "status": np.zeros((n, max_users), np.int8),
-            "sums": np.zeros((n, largest + 1)), "turn": np.zeros(n, np.int64), "batch": np.zeros(n, np.int64),
-            "scale": np.ones(n), "local_s": np.zeros(n), "paid": np.zeros(n), "total": np.zeros(n),
+            "slope_s": np.zeros(n),
+            "intercept_s": np.zeros(n),
+            "num_users": np.zeros(n, np.int64),
+            "device_step_s": np.ones((n, max_users)),
+            "alpha": np.zeros((n, max_users)),
+            "waiting_s": np.zeros((n, max_users)),
+            "gains": np.zeros((n, largest + 1, max_users)),
+            "sequence": np.zeros((n, max_users), np.int64),
+            "status": np.zeros((n, max_users), np.int8),
+            "sums": np.zeros((n, largest + 1)),
+            "turn": np.zeros(n, np.int64),
+            "batch": np.zeros(n, np.int64),
+            "scale": np.ones(n),
+            "local_s": np.zeros(n),
+            "paid": np.zeros(n),
+            "total": np.zeros(n),
         }
 
     def __getattr__(self, name: str) -> NDArray:
@@ -122,8 +159,11 @@ class Decisions:
             a[name][rows] = 0
         alone = windows.gains[:, min(1, windows.gains.shape[1] - 1)]
         a["scale"][rows] = np.maximum(np.maximum(np.maximum(alone, 0).sum(1), 0.05 * np.abs(alone).sum(1)), 1e-9)
-        local = (windows.alpha * self.parameters.accuracy.pai(self.parameters.num_steps)
-                 - self.parameters.num_steps * windows.device_step_s - windows.waiting_s)
+        local = (
+            windows.alpha * self.parameters.accuracy.pai(self.parameters.num_steps)
+            - self.parameters.num_steps * windows.device_step_s
+            - windows.waiting_s
+        )
         a["local_s"][rows] = np.sum(local, axis=1, where=present)
         if self.order == "gain":
             half = windows.gains[np.arange(len(windows)), (windows.largest_batch + 1) // 2]
@@ -179,11 +219,19 @@ class Decisions:
         user = np.take_along_axis(a["sequence"], seat, axis=1)
         status = np.take_along_axis(a["status"], user, axis=1)
         one_hot = status[:, :, None] == np.arange(4)
-        values = [np.take_along_axis(a[name], user, axis=1) * (status != PADDING)
-                  for name in ("alpha", "device_step_s", "waiting_s")]
+        values = [
+            np.take_along_axis(a[name], user, axis=1) * (status != PADDING)
+            for name in ("alpha", "device_step_s", "waiting_s")
+        ]
         decided = a["turn"] - a["batch"]
-        shared = [0.1 * (self.parameters.max_batch - a["batch"]), 0.1 * (a["num_users"] - a["turn"]),
-                  0.1 * a["batch"], 0.1 * decided, 100 * a["slope_s"], 100 * a["intercept_s"]]
+        shared = [
+            0.1 * (self.parameters.max_batch - a["batch"]),
+            0.1 * (a["num_users"] - a["turn"]),
+            0.1 * a["batch"],
+            0.1 * decided,
+            100 * a["slope_s"],
+            100 * a["intercept_s"],
+        ]
         users = np.concatenate([one_hot, (0.01 * values[0])[:, :, None], np.stack(values[1:], axis=2)], axis=2)
         return np.concatenate([users.reshape(len(turn), -1), np.stack(shared, axis=1)], axis=1)
 
@@ -197,8 +245,18 @@ class Decisions:
         scale, mean = a["scale"], a["scale"] / a["num_users"]
         now = a["gains"][rows, next_batch, user]
         slowed = a["sums"][rows, next_batch] - a["sums"][rows, batch]
-        columns = [batch / 20, left / 20, room / 20, a["num_users"] / 20, 100 * a["slope_s"], 100 * a["intercept_s"],
-                   now / mean, slowed / mean, (now + slowed) / mean, a["sums"][rows, batch] / scale]
+        columns = [
+            batch / 20,
+            left / 20,
+            room / 20,
+            a["num_users"] / 20,
+            100 * a["slope_s"],
+            100 * a["intercept_s"],
+            now / mean,
+            slowed / mean,
+            (now + slowed) / mean,
+            a["sums"][rows, batch] / scale,
+        ]
         if self.features == "current":
             return np.stack(columns, axis=1)
         span = np.maximum(np.minimum(left, room) - 1, 0)
@@ -209,9 +267,14 @@ class Decisions:
         better = (gains > own) & undecided
         count = better.sum(axis=2)
         positive = np.maximum(gains, 0) * undecided
-        blocks = [own[:, :, 0] / mean[:, None], np.take_along_axis(a["sums"], sizes, axis=1) / scale[:, None],
-                  (sizes - batch[:, None] - count - 0.5) / 5, (gains * better).sum(axis=2) / scale[:, None],
-                  positive.sum(axis=2) / scale[:, None], (positive > 0).sum(axis=2) / 20]
+        blocks = [
+            own[:, :, 0] / mean[:, None],
+            np.take_along_axis(a["sums"], sizes, axis=1) / scale[:, None],
+            (sizes - batch[:, None] - count - 0.5) / 5,
+            (gains * better).sum(axis=2) / scale[:, None],
+            positive.sum(axis=2) / scale[:, None],
+            (positive > 0).sum(axis=2) / 20,
+        ]
         if self.features == "cut":
             columns += self._cut(user, mean)
         return np.concatenate([np.stack(columns, axis=1), *blocks], axis=1)
@@ -223,8 +286,10 @@ class Decisions:
         better = (reference > reference[rows, user][:, None]) & (a["status"] == UNDECIDED)
         with_user = np.minimum(a["batch"] + better.sum(axis=1) + 1, highest)
         fits = a["batch"] + better.sum(axis=1) < highest
-        joined = [np.sum(a["gains"][rows, size], axis=1, where=better) + a["sums"][rows, size]
-                  for size in (with_user, np.maximum(with_user - 1, 0))]
+        joined = [
+            np.sum(a["gains"][rows, size], axis=1, where=better) + a["sums"][rows, size]
+            for size in (with_user, np.maximum(with_user - 1, 0))
+        ]
         marginal = a["gains"][rows, with_user, user] + joined[0] - joined[1]
         return [np.where(fits, marginal, -mean) / mean, with_user / 20]
 
@@ -242,8 +307,14 @@ class OffloadingEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, scenario: Scenario = Scenario(), features: str = "gains", reward: str = "share",
-                 order: str = "given", max_users: int | None = None):
+    def __init__(
+        self,
+        scenario: Scenario = Scenario(),
+        features: str = "gains",
+        reward: str = "share",
+        order: str = "given",
+        max_users: int | None = None,
+    ):
         self.scenario, self.max_users = scenario, scenario.width(max_users)
         self.features, self.reward, self.order = features, reward, order
         self._decisions = Decisions(1, self.max_users, scenario.parameters, features, reward, order)
@@ -297,8 +368,16 @@ class OffloadingVecEnv(VecEnv):
         max_users: width of the arrays, at least the source's; that if left out. For Windows it is theirs.
     """
 
-    def __init__(self, source: Scenario | Windows, num_envs: int = 128, seed: int = 0, features: str = "gains",
-                 reward: str = "share", order: str = "given", max_users: int | None = None):
+    def __init__(
+        self,
+        source: Scenario | Windows,
+        num_envs: int = 128,
+        seed: int = 0,
+        features: str = "gains",
+        reward: str = "share",
+        order: str = "given",
+        max_users: int | None = None,
+    ):
         whole_number("num_envs", num_envs, 1)
         self.source = source
         fixed = isinstance(source, Windows)
@@ -333,8 +412,10 @@ class OffloadingVecEnv(VecEnv):
         if len(ended):
             terminal = np.zeros(self.decisions.width, np.float32)
             for row in ended:
-                infos[row] = {"terminal_observation": terminal,
-                              "episode": {"r": self._returns[row], "l": self._lengths[row], "t": 0.0}}
+                infos[row] = {
+                    "terminal_observation": terminal,
+                    "episode": {"r": self._returns[row], "l": self._lengths[row], "t": 0.0},
+                }
             self.episodes += len(ended)
             self._returns[ended], self._lengths[ended] = 0, 0
             self.decisions.load(ended, self._next(len(ended)))
@@ -344,8 +425,12 @@ class OffloadingVecEnv(VecEnv):
         """Everything that ``restore`` needs to go on as if never stopped: arrays, and JSON-serialisable rest."""
         arrays = {f"decisions.{name}": values.copy() for name, values in self.decisions.arrays.items()}
         arrays |= {"returns": self._returns.copy(), "lengths": self._lengths.copy()}
-        rest = {"rng": self.rng.bit_generator.state, "cursor": self._cursor, "episodes": self.episodes,
-                "pool_rng": getattr(self, "_pool_rng", None)}
+        rest = {
+            "rng": self.rng.bit_generator.state,
+            "cursor": self._cursor,
+            "episodes": self.episodes,
+            "pool_rng": getattr(self, "_pool_rng", None),
+        }
         return arrays, rest
 
     def restore(self, arrays: dict[str, NDArray], rest: dict) -> None:
@@ -381,8 +466,10 @@ class OffloadingVecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices=None) -> list:
         """The attribute, once a row."""
-        return [getattr(self, attr_name, None) if attr_name == "render_mode" else getattr(self, attr_name)
-                for _ in self._get_indices(indices)]
+        return [
+            getattr(self, attr_name, None) if attr_name == "render_mode" else getattr(self, attr_name)
+            for _ in self._get_indices(indices)
+        ]
 
     def set_attr(self, attr_name: str, value: Any, indices=None) -> None:
         """Rows share their attributes, so single ones cannot be set."""

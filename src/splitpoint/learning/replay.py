@@ -37,7 +37,7 @@ class SumTree:
     @property
     def leaves(self) -> NDArray[np.float64]:
         """Priorities, shape (capacity,)."""
-        return self.nodes[2**self.depth: 2**self.depth + self.capacity]
+        return self.nodes[2**self.depth : 2**self.depth + self.capacity]
 
     def update(self, index: ArrayLike, priority: ArrayLike) -> None:
         """Set priorities.
@@ -94,8 +94,19 @@ class PrioritizedReplay(ReplayBuffer):
         seed: of the drawing.
     """
 
-    def __init__(self, buffer_size: int, observation_space, action_space, device="cpu", n_envs: int = 1,
-                 alpha: float = 0.7, two_buffers: bool = False, n_steps: int = 1, seed: int = 0, **_unused):
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space,
+        action_space,
+        device="cpu",
+        n_envs: int = 1,
+        alpha: float = 0.7,
+        two_buffers: bool = False,
+        n_steps: int = 1,
+        seed: int = 0,
+        **_unused,
+    ):
         finite_number("alpha", alpha, 0.0, 1.0)
         whole_number("n_steps", n_steps, 1)
         super().__init__(buffer_size, observation_space, action_space, device, n_envs, handle_timeout_termination=False)
@@ -168,19 +179,30 @@ class PrioritizedReplay(ReplayBuffer):
             rewards += np.where(running, self.rewards[following, row], 0.0)
             last = np.where(running, following, last)
             running &= self.dones[last, row] == 0
-        columns = (self.observations[position, row], self.actions[position, row], self.next_observations[last, row],
-                   self.dones[last, row][:, None], rewards[:, None].astype(np.float32),
-                   weights[:, None].astype(np.float32))
+        columns = (
+            self.observations[position, row],
+            self.actions[position, row],
+            self.next_observations[last, row],
+            self.dones[last, row][:, None],
+            rewards[:, None].astype(np.float32),
+            weights[:, None].astype(np.float32),
+        )
         return PrioritizedSamples(*map(self.to_torch, columns), index=index)
 
     def state(self) -> tuple[dict[str, NDArray], dict]:
         """Everything that ``restore`` needs: arrays, and JSON-serialisable rest."""
         filled = self.size()
-        arrays = {name: getattr(self, name)[:filled].copy()
-                  for name in ("observations", "next_observations", "actions", "rewards", "dones")}
+        arrays = {
+            name: getattr(self, name)[:filled].copy()
+            for name in ("observations", "next_observations", "actions", "rewards", "dones")
+        }
         arrays |= {f"tree{i}": tree.nodes.copy() for i, tree in enumerate(self.trees)}
-        return arrays, {"pos": self.pos, "full": self.full, "largest": self.largest,
-                        "rng": self.rng.bit_generator.state}
+        return arrays, {
+            "pos": self.pos,
+            "full": self.full,
+            "largest": self.largest,
+            "rng": self.rng.bit_generator.state,
+        }
 
     def restore(self, arrays: dict[str, NDArray], rest: dict) -> None:
         """Go back to a state."""

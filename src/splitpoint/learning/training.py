@@ -14,12 +14,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from torch.nn.functional import smooth_l1_loss
 
+from splitpoint.checks import whole_number
 from splitpoint.files import write_atomically
 from splitpoint.learning.agent import Agent, TrainingSettings, evaluate_agent
 from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.replay import PrioritizedReplay
 from splitpoint.offloading.windows import Windows
-from splitpoint.checks import whole_number
 from splitpoint.progress import progress_bar
 
 ACTIVATIONS = {"relu": torch.nn.ReLU, "leaky_relu": torch.nn.LeakyReLU, "tanh": torch.nn.Tanh}
@@ -80,22 +80,51 @@ def make_learner(settings: TrainingSettings, env: OffloadingVecEnv) -> BaseAlgor
     """The SB3 algorithm that the settings describe."""
     rate = settings.learning_rate
     rate = LinearSchedule(rate, rate / 100, 1.0) if settings.anneal else rate
-    common = dict(policy="MlpPolicy", env=env, learning_rate=rate, batch_size=settings.batch_size, gamma=1.0,
-                  max_grad_norm=settings.max_grad_norm, seed=settings.seed, device="cpu")
-    policy = dict(net_arch=list(settings.hidden), activation_fn=ACTIVATIONS[settings.activation],
-                  optimizer_kwargs={"weight_decay": settings.weight_decay})
+    common = dict(
+        policy="MlpPolicy",
+        env=env,
+        learning_rate=rate,
+        batch_size=settings.batch_size,
+        gamma=1.0,
+        max_grad_norm=settings.max_grad_norm,
+        seed=settings.seed,
+        device="cpu",
+    )
+    policy = dict(
+        net_arch=list(settings.hidden),
+        activation_fn=ACTIVATIONS[settings.activation],
+        optimizer_kwargs={"weight_decay": settings.weight_decay},
+    )
     if settings.learner == "ppo":
         policy["net_arch"] = dict(pi=list(settings.hidden), vf=list(settings.hidden))
-        return PPO(**common, n_steps=settings.rollout, n_epochs=settings.epochs, gae_lambda=settings.gae,
-                   clip_range=settings.clip, ent_coef=settings.entropy, policy_kwargs=policy)
-    replay = dict(alpha=settings.priority, two_buffers=settings.two_buffers, n_steps=settings.n_steps,
-                  seed=settings.seed)
+        return PPO(
+            **common,
+            n_steps=settings.rollout,
+            n_epochs=settings.epochs,
+            gae_lambda=settings.gae,
+            clip_range=settings.clip,
+            ent_coef=settings.entropy,
+            policy_kwargs=policy,
+        )
+    replay = dict(
+        alpha=settings.priority, two_buffers=settings.two_buffers, n_steps=settings.n_steps, seed=settings.seed
+    )
     return PrioritizedDQN(
-        **common, beta=settings.beta, double=settings.double, buffer_size=settings.buffer_size,
-        learning_starts=settings.learning_starts, train_freq=1, gradient_steps=settings.updates_per_step,
-        target_update_interval=settings.target_update, replay_buffer_class=PrioritizedReplay,
-        replay_buffer_kwargs=replay, exploration_initial_eps=settings.epsilon[0],
-        exploration_final_eps=settings.epsilon[1], exploration_fraction=settings.exploration, policy_kwargs=policy)
+        **common,
+        beta=settings.beta,
+        double=settings.double,
+        buffer_size=settings.buffer_size,
+        learning_starts=settings.learning_starts,
+        train_freq=1,
+        gradient_steps=settings.updates_per_step,
+        target_update_interval=settings.target_update,
+        replay_buffer_class=PrioritizedReplay,
+        replay_buffer_kwargs=replay,
+        exploration_initial_eps=settings.epsilon[0],
+        exploration_final_eps=settings.epsilon[1],
+        exploration_fraction=settings.exploration,
+        policy_kwargs=policy,
+    )
 
 
 def network_weights(learner: BaseAlgorithm) -> dict[str, np.ndarray]:
@@ -105,20 +134,32 @@ def network_weights(learner: BaseAlgorithm) -> dict[str, np.ndarray]:
     else:
         modules = [learner.policy.mlp_extractor.policy_net, learner.policy.action_net]
     linear = [layer for module in modules for layer in module.modules() if isinstance(layer, torch.nn.Linear)]
-    return {f"layer{i}.{kind}": getattr(layer, kind).detach().numpy().copy()
-            for i, layer in enumerate(linear) for kind in ("weight", "bias")}
+    return {
+        f"layer{i}.{kind}": getattr(layer, kind).detach().numpy().copy()
+        for i, layer in enumerate(linear)
+        for kind in ("weight", "bias")
+    }
 
 
-def run_training(settings: TrainingSettings, checkpoint, held_out: Windows | None, looks: int, progress: bool,
-                 stop_after: int | None) -> Agent | None:
+def run_training(
+    settings: TrainingSettings, checkpoint, held_out: Windows | None, looks: int, progress: bool, stop_after: int | None
+) -> Agent | None:
     """See ``train_agent``."""
     whole_number("looks", looks, 1)
     source = settings.scenario
     if settings.fixed_windows:
-        source = source.sample(settings.fixed_windows, np.random.default_rng([settings.seed, 2]),
-                               settings.users_admitted)
-    env = OffloadingVecEnv(source, settings.num_envs, settings.seed, settings.features, settings.reward,
-                           settings.order, settings.users_admitted)
+        source = source.sample(
+            settings.fixed_windows, np.random.default_rng([settings.seed, 2]), settings.users_admitted
+        )
+    env = OffloadingVecEnv(
+        source,
+        settings.num_envs,
+        settings.seed,
+        settings.features,
+        settings.reward,
+        settings.order,
+        settings.users_admitted,
+    )
     if held_out is None:
         held_out = source if settings.fixed_windows else settings.scenario.sample(200, np.random.default_rng(10**6))
     learner = make_learner(settings, env)
@@ -149,8 +190,9 @@ class _Watch(BaseCallback):
         self.every, self.stop_after = settings.decisions / looks, stop_after
         self.curve, self.next_look, self.before_s, self.start = [], self.every, 0.0, time.process_time()
         self.interrupted = False
-        self.bar = progress_bar(f"training ({settings.learner})", settings.decisions, None if progress else False,
-                                unit=" decisions")
+        self.bar = progress_bar(
+            f"training ({settings.learner})", settings.decisions, None if progress else False, unit=" decisions"
+        )
 
     def seconds(self) -> float:
         return self.before_s + time.process_time() - self.start
@@ -186,14 +228,25 @@ class _Watch(BaseCallback):
         for index, state in self.model.policy.optimizer.state_dict()["state"].items():
             arrays |= {f"adam.{index}.{name}": tensor.numpy() for name, tensor in state.items()}
         kind, key, *position = np.random.get_state()
-        arrays |= {"last_obs": self.model._last_obs, "last_starts": np.asarray(self.model._last_episode_starts),
-                   "numpy_key": key, "torch_rng": torch.get_rng_state().numpy()}
+        arrays |= {
+            "last_obs": self.model._last_obs,
+            "last_starts": np.asarray(self.model._last_episode_starts),
+            "numpy_key": key,
+            "torch_rng": torch.get_rng_state().numpy(),
+        }
         counts = {name: getattr(self.model, name) for name in _COUNTERS if hasattr(self.model, name)}
-        rest |= {"numpy_rng": [kind, *position], "counts": counts, "curve": self.curve, "next_look": self.next_look,
-                 "seconds": self.seconds(), "settings": json.loads(self.settings.to_json())}
+        rest |= {
+            "numpy_rng": [kind, *position],
+            "counts": counts,
+            "curve": self.curve,
+            "next_look": self.next_look,
+            "seconds": self.seconds(),
+            "settings": json.loads(self.settings.to_json()),
+        }
         rest["arrays"] = sorted(arrays)
-        blob = save({name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                    metadata={"state": json.dumps(rest)})
+        blob = save(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata={"state": json.dumps(rest)}
+        )
         write_atomically(self.checkpoint.with_suffix(".training.safetensors"), blob)
 
     def resume(self, learner: BaseAlgorithm) -> None:
@@ -229,8 +282,14 @@ class _Watch(BaseCallback):
         self.curve, self.next_look, self.before_s = rest["curve"], rest["next_look"], rest["seconds"]
 
 
-_COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "_episode_num", "exploration_rate",
-             "_current_progress_remaining")
+_COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_n_calls",
+    "_episode_num",
+    "exploration_rate",
+    "_current_progress_remaining",
+)
 
 
 def _part(arrays: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

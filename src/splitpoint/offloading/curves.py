@@ -31,8 +31,10 @@ class LatencyModel:
         finite_number("slope_s", self.slope_s, minimum=0.0)
         finite_number("intercept_s", self.intercept_s)
         if self.slope_s + self.intercept_s <= 0:
-            raise ValueError(f"slope_s + intercept_s = {self.slope_s + self.intercept_s} s: a step of batch 1 must "
-                             "take a positive time")
+            raise ValueError(
+                f"slope_s + intercept_s = {self.slope_s + self.intercept_s} s: a step of batch 1 must "
+                "take a positive time"
+            )
 
     def step_latency_s(self, batch_size: ArrayLike) -> NDArray[np.float64]:
         """Seconds of one denoising step; ``batch_size`` of any shape, in requests."""
@@ -128,8 +130,9 @@ def fit_latency(batch: ArrayLike, seconds: ArrayLike, nonnegative: bool = False)
         slope, covariance = 0.0, np.diag([0.0, variance[0, 0]])
         intervals = {"slope_s": (0.0, upper)} | _intervals(("intercept_s",), (intercept,), variance, len(batch) - 1)
     residuals = seconds - (slope * batch + intercept)
-    return Fit(LatencyModel(float(slope), float(intercept)), intervals, residuals,
-               _r_squared(seconds, residuals), covariance)
+    return Fit(
+        LatencyModel(float(slope), float(intercept)), intervals, residuals, _r_squared(seconds, residuals), covariance
+    )
 
 
 def fit_accuracy(split: ArrayLike, pai: ArrayLike) -> Fit:
@@ -152,7 +155,8 @@ def fit_accuracy(split: ArrayLike, pai: ArrayLike) -> Fit:
     start = (4 / np.ptp(split), split.min() + np.ptp(split) / 2)
     try:
         (steepness, midpoint), covariance = optimize.curve_fit(
-            lambda n, a, b: special.expit(a * (n - b)), split, pai, p0=start, maxfev=10_000)
+            lambda n, a, b: special.expit(a * (n - b)), split, pai, p0=start, maxfev=10_000
+        )
     except RuntimeError as error:
         raise ValueError("pai does not follow a logistic curve in split: the fit did not converge") from error
     if not steepness > 0:
@@ -187,8 +191,9 @@ def confidence_band(fit: Fit, batch: ArrayLike) -> tuple[NDArray[np.float64], ND
 def _paired(name_x: str, x: ArrayLike, name_y: str, y: ArrayLike, at_least: int):
     x, y = finite_array(name_x, x), finite_array(name_y, y)
     if x.ndim != 1 or x.shape != y.shape:
-        raise ValueError(f"{name_x} and {name_y} must be one-dimensional and of one length, "
-                         f"not {x.shape} and {y.shape}")
+        raise ValueError(
+            f"{name_x} and {name_y} must be one-dimensional and of one length, not {x.shape} and {y.shape}"
+        )
     if len(x) < at_least:
         raise ValueError(f"{name_x} has {len(x)} points; at least {at_least} are needed")
     return x, y

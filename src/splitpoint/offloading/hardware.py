@@ -88,8 +88,9 @@ def read_profile(path: Path) -> dict[tuple[str, str, str, str, str], Curve]:
             raise ValueError(f"{path.name}, line {line}: status={row['status']!r} is not one of {', '.join(STATUSES)}")
         batch = _number(path, line, row, "batch_size")
         if batch < 1 or batch != int(batch):
-            raise ValueError(f"{path.name}, line {line}: batch_size={row['batch_size']!r} must be a whole number in "
-                             "[1, inf)")
+            raise ValueError(
+                f"{path.name}, line {line}: batch_size={row['batch_size']!r} must be a whole number in [1, inf)"
+            )
         if row["status"] == "out_of_memory":
             group["ends_at"] = int(batch)
             continue
@@ -112,8 +113,11 @@ def _number(path: Path, line: int, row: dict, column: str) -> float:
 
 def latency_fits(path: Path, max_batch: float = np.inf) -> dict[tuple[str, str, str, str, str], Fit]:
     """The line of each curve with at least three batch sizes up to ``max_batch``."""
-    return {key: curve.fit(max_batch) for key, curve in read_profile(path).items()
-            if np.sum(curve.medians()[0] <= max_batch) >= 3}
+    return {
+        key: curve.fit(max_batch)
+        for key, curve in read_profile(path).items()
+        if np.sum(curve.medians()[0] <= max_batch) >= 3
+    }
 
 
 @dataclass(frozen=True)
@@ -139,8 +143,9 @@ class TwoPieceLatency:
     def shared_by(self, num_gpus: int) -> "TwoPieceLatency":
         """The same work spread evenly over several GPUs."""
         finite_number("num_gpus", num_gpus, minimum=1)
-        return TwoPieceLatency(self.bend, *(value / num_gpus for value in
-                                            (self.at_bend_s, self.slope_below_s, self.slope_above_s)))
+        return TwoPieceLatency(
+            self.bend, *(value / num_gpus for value in (self.at_bend_s, self.slope_below_s, self.slope_above_s))
+        )
 
 
 def fit_two_piece(batch: ArrayLike, seconds: ArrayLike) -> TwoPieceLatency:

@@ -74,8 +74,7 @@ def milp(instance: Instance, formulation: str = "tight", time_limit_s: float = 6
     problem, granted = (_tight if formulation == "tight" else _gqap)(cp, instance)
     with warnings.catch_warnings():  # cvxpy warns that a time-limited solution may be inaccurate; the status says so
         warnings.simplefilter("ignore")
-        problem.solve(solver=cp.HIGHS, time_limit=float(time_limit_s), threads=1, mip_rel_gap=1e-9,
-                      output_flag=False)
+        problem.solve(solver=cp.HIGHS, time_limit=float(time_limit_s), threads=1, mip_rel_gap=1e-9, output_flag=False)
     if problem.status not in (cp.OPTIMAL, cp.USER_LIMIT):
         raise RuntimeError(f"HiGHS ended with status {problem.status}")
     gap = float(problem.solver_stats.extra_stats.mip_gap)
@@ -110,8 +109,9 @@ def _gqap(cp, instance: Instance):
     splits, owner = np.concatenate(candidates), np.repeat(np.arange(users), [len(c) for c in candidates])
     edge_steps = parameters.num_steps - splits
     pai = parameters.accuracy.pai
-    alone = (instance.alpha[owner] * (pai(splits) - pai(parameters.num_steps))
-             + edge_steps * (instance.device_step_s[owner] - instance.edge.intercept_s))
+    alone = instance.alpha[owner] * (pai(splits) - pai(parameters.num_steps)) + edge_steps * (
+        instance.device_step_s[owner] - instance.edge.intercept_s
+    )
     pair_cost = edge_steps * instance.edge.slope_s + parameters.transfer_s_per_user
     at = cp.Variable(len(splits), boolean=True)
     both = cp.Variable((len(splits), users), nonneg=True)

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.files import data_path, read_meta
 from splitpoint.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.files import data_path, read_meta
 from splitpoint.offloading.curves import RELEASED_ACCURACY, AccuracyModel, LatencyModel
 
 TRANSMISSIONS = ("released", "corrected")
@@ -93,8 +93,10 @@ class Instance:
                 raise ValueError(f"{name} has shape {values.shape}; valid is (U,) with at least one user")
             object.__setattr__(self, name, values)
         if not len(self.device_step_s) == len(self.alpha) == len(self.arrival_s):
-            raise ValueError(f"device_step_s, alpha and arrival_s have lengths {len(self.device_step_s)}, "
-                             f"{len(self.alpha)} and {len(self.arrival_s)}; they must be one a user")
+            raise ValueError(
+                f"device_step_s, alpha and arrival_s have lengths {len(self.device_step_s)}, "
+                f"{len(self.alpha)} and {len(self.arrival_s)}; they must be one a user"
+            )
         if np.any(self.device_step_s == 0):
             raise ValueError("device_step_s holds 0.0; valid are positive seconds")
         if np.any(self.arrival_s > self.parameters.window_s):
@@ -153,8 +155,10 @@ def check_plan(instance: Instance, plan: Plan) -> None:
     parameters, granted = instance.parameters, np.asarray(plan.granted)
     splits = finite_array("split_points", plan.split_points)
     if granted.dtype != bool or granted.shape != (instance.num_users,) or splits.shape != granted.shape:
-        raise ValueError(f"granted ({granted.dtype}) and split_points have shapes {granted.shape} and {splits.shape}; "
-                         f"valid is bool and float of shape ({instance.num_users},)")
+        raise ValueError(
+            f"granted ({granted.dtype}) and split_points have shapes {granted.shape} and {splits.shape}; "
+            f"valid is bool and float of shape ({instance.num_users},)"
+        )
     if granted.sum() > parameters.max_batch:
         raise ValueError(f"granted holds {granted.sum()} users; the edge admits [0, {parameters.max_batch}]")
     low, high = parameters.min_split, parameters.num_steps
@@ -259,8 +263,13 @@ def published_profiles() -> Profiles:
     return Profiles(edge_gpu=lines[0], devices=lines[3:])
 
 
-def sample_instance(num_users: int, num_edge_gpus: int, rng: np.random.Generator,
-                    parameters: SystemParameters = SystemParameters(), profiles: Profiles | None = None) -> Instance:
+def sample_instance(
+    num_users: int,
+    num_edge_gpus: int,
+    rng: np.random.Generator,
+    parameters: SystemParameters = SystemParameters(),
+    profiles: Profiles | None = None,
+) -> Instance:
     """Draw one window by the released sampling rules.
 
     Args:
@@ -283,8 +292,9 @@ def sample_instance(num_users: int, num_edge_gpus: int, rng: np.random.Generator
     return _draw(num_users, num_edge_gpus, rng, parameters, profiles or published_profiles())
 
 
-def released_instance(num_users: int, num_edge_gpus: int, seed: int,
-                      parameters: SystemParameters = SystemParameters()) -> Instance:
+def released_instance(
+    num_users: int, num_edge_gpus: int, seed: int, parameters: SystemParameters = SystemParameters()
+) -> Instance:
     """The instance that the released code draws for a seed: same rules, same order, NumPy's legacy generator.
 
     Args:

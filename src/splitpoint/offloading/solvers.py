@@ -50,8 +50,13 @@ def solve(instance: Instance, method: str = "exact", **options) -> Plan:
     return plan
 
 
-def plan_for(instance: Instance, granted: NDArray[np.bool_], whole_steps: bool = False, status: str = "heuristic",
-             gap: float = float("nan")) -> Plan:
+def plan_for(
+    instance: Instance,
+    granted: NDArray[np.bool_],
+    whole_steps: bool = False,
+    status: str = "heuristic",
+    gap: float = float("nan"),
+) -> Plan:
     """The best plan that grants just these users: their split points follow from the batch size.
 
     Args:
@@ -137,8 +142,14 @@ def greedy(instance: Instance, whole_steps: bool = False) -> Plan:
     return plan_for(instance, granted, whole_steps)
 
 
-def genetic(instance: Instance, seed: int = 0, population: int = 100, generations: int = 200, mutation: float = 0.1,
-            whole_steps: bool = False) -> Plan:
+def genetic(
+    instance: Instance,
+    seed: int = 0,
+    population: int = 100,
+    generations: int = 200,
+    mutation: float = 0.1,
+    whole_steps: bool = False,
+) -> Plan:
     """Genetic algorithm over sets of granted users: tournaments, uniform crossover, bit mutation, elitism.
 
     Tournaments compare utilities and never weigh by them, so their sign does not matter; a set above the batch limit

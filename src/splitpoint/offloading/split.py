@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from splitpoint.offloading.problem import Instance, SystemParameters
 
 
-def optimal_split(alpha: ArrayLike, step_saving_s: ArrayLike, parameters: "SystemParameters",
-                  whole_steps: bool = False) -> NDArray[np.float64]:
+def optimal_split(
+    alpha: ArrayLike, step_saving_s: ArrayLike, parameters: "SystemParameters", whole_steps: bool = False
+) -> NDArray[np.float64]:
     """Split points that maximise ``alpha * A(n) - n * step_saving_s`` over ``[min_split, num_steps]``.
 
     Args:
@@ -52,8 +53,9 @@ def optimal_split(alpha: ArrayLike, step_saving_s: ArrayLike, parameters: "Syste
     return np.choose(np.argmax(values, axis=0), candidates)
 
 
-def grant_gains(instance: "Instance", batch_sizes: ArrayLike, whole_steps: bool = False
-                ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def grant_gains(
+    instance: "Instance", batch_sizes: ArrayLike, whole_steps: bool = False
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """What granting each user is worth in a batch of each size, with its own optimal split point.
 
     Args:
@@ -78,8 +80,9 @@ def grant_gains(instance: "Instance", batch_sizes: ArrayLike, whole_steps: bool 
     return grant_gain(instance.alpha, splits, saving, batch, parameters), splits
 
 
-def grant_gain(alpha: ArrayLike, splits: ArrayLike, saving_s: ArrayLike, batch_size: ArrayLike,
-               parameters: "SystemParameters") -> NDArray[np.float64]:
+def grant_gain(
+    alpha: ArrayLike, splits: ArrayLike, saving_s: ArrayLike, batch_size: ArrayLike, parameters: "SystemParameters"
+) -> NDArray[np.float64]:
     """Gain of granting at given split points: accuracy lost, edge steps gained, hand-over paid.
 
     Args:
@@ -93,5 +96,8 @@ def grant_gain(alpha: ArrayLike, splits: ArrayLike, saving_s: ArrayLike, batch_s
         Utility of the granted minus the denied user, in seconds, of the broadcast shape.
     """
     curve, steps = parameters.accuracy, parameters.num_steps
-    return (alpha * (curve.pai(splits) - curve.pai(steps)) + (steps - splits) * saving_s
-            - parameters.transfer_s_per_user * batch_size)
+    return (
+        alpha * (curve.pai(splits) - curve.pai(steps))
+        + (steps - splits) * saving_s
+        - parameters.transfer_s_per_user * batch_size
+    )

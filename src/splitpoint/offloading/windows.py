@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.offloading import Instance, LatencyModel, SystemParameters, optimal_split, published_profiles
 from splitpoint.checks import finite_array, whole_number
+from splitpoint.offloading import Instance, LatencyModel, SystemParameters, optimal_split, published_profiles
 from splitpoint.offloading.problem import alpha_range, share_of_gain
 from splitpoint.offloading.split import grant_gain
 
@@ -54,15 +54,27 @@ class Windows:
         return np.minimum(self.num_users, self.parameters.max_batch)
 
     def __getitem__(self, rows) -> "Windows":
-        return Windows(self.slope_s[rows], self.intercept_s[rows], self.device_step_s[rows], self.alpha[rows],
-                       self.waiting_s[rows], self.num_users[rows], self.parameters, self.gains[rows])
+        return Windows(
+            self.slope_s[rows],
+            self.intercept_s[rows],
+            self.device_step_s[rows],
+            self.alpha[rows],
+            self.waiting_s[rows],
+            self.num_users[rows],
+            self.parameters,
+            self.gains[rows],
+        )
 
     def instance(self, row: int) -> Instance:
         """One window as an Instance."""
         users, parameters = slice(self.num_users[row]), self.parameters
-        return Instance(LatencyModel(float(self.slope_s[row]), float(self.intercept_s[row])),
-                        self.device_step_s[row, users], self.alpha[row, users],
-                        parameters.window_s - self.waiting_s[row, users], parameters)
+        return Instance(
+            LatencyModel(float(self.slope_s[row]), float(self.intercept_s[row])),
+            self.device_step_s[row, users],
+            self.alpha[row, users],
+            parameters.window_s - self.waiting_s[row, users],
+            parameters,
+        )
 
     def splits(self, batch: NDArray) -> NDArray[np.float64]:
         """Optimal split points for given batch sizes, shape (n,) -> (n, U)."""
@@ -87,10 +99,13 @@ class Windows:
         latency = np.where(granted, on_edge_s, 0.0) + split * self.device_step_s + self.waiting_s
         accuracy = parameters.accuracy.pai(split)
         utility = np.sum(self.alpha * accuracy - latency, axis=1, where=present)
-        return {"utility_s": utility, "reward": 0.1 * utility / self.num_users,
-                "accuracy": np.sum(accuracy, axis=1, where=present) / self.num_users,
-                "latency_s": np.sum(latency, axis=1, where=present) / self.num_users,
-                "share_granted": batch / self.num_users}
+        return {
+            "utility_s": utility,
+            "reward": 0.1 * utility / self.num_users,
+            "accuracy": np.sum(accuracy, axis=1, where=present) / self.num_users,
+            "latency_s": np.sum(latency, axis=1, where=present) / self.num_users,
+            "share_granted": batch / self.num_users,
+        }
 
     def gain(self, granted: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Utility above all-local of granting these users, shape (n,), seconds."""
@@ -147,8 +162,11 @@ def stack_windows(instances: Sequence[Instance], max_users: int | None = None) -
     width = int(counts.max() if max_users is None else max_users)
     if counts.max() > width:
         raise ValueError(f"num_users={counts.max()} is outside [1, {width}]")
-    padded = {"device_step_s": np.ones((len(counts), width)), "alpha": np.zeros((len(counts), width)),
-              "waiting_s": np.zeros((len(counts), width))}
+    padded = {
+        "device_step_s": np.ones((len(counts), width)),
+        "alpha": np.zeros((len(counts), width)),
+        "waiting_s": np.zeros((len(counts), width)),
+    }
     for row, instance in enumerate(instances):
         users = slice(instance.num_users)
         padded["device_step_s"][row, users] = instance.device_step_s
@@ -156,8 +174,13 @@ def stack_windows(instances: Sequence[Instance], max_users: int | None = None) -
         padded["waiting_s"][row, users] = parameters.window_s - instance.arrival_s
     for name, values in padded.items():
         finite_array(name, values)
-    return Windows(np.array([i.edge.slope_s for i in instances]), np.array([i.edge.intercept_s for i in instances]),
-                   num_users=counts, parameters=parameters, **padded)
+    return Windows(
+        np.array([i.edge.slope_s for i in instances]),
+        np.array([i.edge.intercept_s for i in instances]),
+        num_users=counts,
+        parameters=parameters,
+        **padded,
+    )
 
 
 @dataclass(frozen=True)
@@ -228,5 +251,12 @@ class Scenario:
         arrival = np.where(present, rng.uniform(0, self.parameters.window_s, size=(n, width)), np.inf)
         waiting = np.where(present, self.parameters.window_s - np.sort(arrival, axis=1), 0.0)
         edge = profiles.edge_gpu
-        return Windows(edge.slope_s / gpus, edge.intercept_s / gpus, device_step_s, np.where(present, alpha, 0.0),
-                       waiting, num_users, self.parameters)
+        return Windows(
+            edge.slope_s / gpus,
+            edge.intercept_s / gpus,
+            device_step_s,
+            np.where(present, alpha, 0.0),
+            waiting,
+            num_users,
+            self.parameters,
+        )

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from splitpoint.checks import whole_number
 from splitpoint.diffusion.accuracy import SCHEDULES, Calibration
 from splitpoint.offloading import AccuracyModel, Fit, SystemParameters, evaluate, fit_accuracy, sample_instance, solve
-from splitpoint.checks import whole_number
 from splitpoint.tables import read_table
 
 RELEASED_STEPS = 200
@@ -47,13 +47,20 @@ def accuracy_fit(samples: pd.DataFrame, resamples: int = 300, seed: int = 0) -> 
         model = fit_accuracy(points, prompts.mean().to_numpy()).model
         drawn.append((model.steepness, model.midpoint))
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    table = pd.DataFrame({"fitted": [fit.model.steepness, fit.model.midpoint], "low": low, "high": high},
-                         index=["steepness", "midpoint"])
+    table = pd.DataFrame(
+        {"fitted": [fit.model.steepness, fit.model.midpoint], "low": low, "high": high}, index=["steepness", "midpoint"]
+    )
     return fit, table
 
 
-def loss_of_the_wrong_curve(believed: AccuracyModel, truth: AccuracyModel, num_users: int = 12, num_edge_gpus: int = 8,
-                            num_seeds: int = 100, parameters: SystemParameters = SystemParameters()) -> pd.DataFrame:
+def loss_of_the_wrong_curve(
+    believed: AccuracyModel,
+    truth: AccuracyModel,
+    num_users: int = 12,
+    num_edge_gpus: int = 8,
+    num_seeds: int = 100,
+    parameters: SystemParameters = SystemParameters(),
+) -> pd.DataFrame:
     """Utility lost by planning with one accuracy curve and living with another, window by window.
 
     Returns:
@@ -61,13 +68,20 @@ def loss_of_the_wrong_curve(believed: AccuracyModel, truth: AccuracyModel, num_u
     """
     rows = []
     for seed in range(num_seeds):
-        instance = sample_instance(num_users, num_edge_gpus, np.random.default_rng([seed, num_users]),
-                                   replace(parameters, accuracy=truth))
+        instance = sample_instance(
+            num_users, num_edge_gpus, np.random.default_rng([seed, num_users]), replace(parameters, accuracy=truth)
+        )
         plan = solve(replace(instance, parameters=replace(parameters, accuracy=believed)))
         best = solve(instance)
         lost = evaluate(instance, best).utility - evaluate(instance, plan).utility
-        rows.append(dict(seed=seed, lost_s=lost / num_users, granted=int(plan.granted.sum()),
-                         granted_best=int(best.granted.sum())))
+        rows.append(
+            dict(
+                seed=seed,
+                lost_s=lost / num_users,
+                granted=int(plan.granted.sum()),
+                granted_best=int(best.granted.sum()),
+            )
+        )
     return pd.DataFrame(rows)
 
 
@@ -114,8 +128,12 @@ def schedule_fits(samples: dict[str, pd.DataFrame], resamples: int = 200, seed: 
         fit, intervals = accuracy_fit(table, resamples, seed)
         means = table.groupby("split_point")[["pai", "sigma"]].mean()
         half_sigma = np.exp(np.interp(means["pai"].iloc[-1] / 2, means["pai"], np.log(means["sigma"].clip(lower=1e-3))))
-        rows[label] = {"steepness": fit.model.steepness, "midpoint": fit.model.midpoint,
-                       "midpoint low": intervals.loc["midpoint", "low"],
-                       "midpoint high": intervals.loc["midpoint", "high"], "r_squared": fit.r_squared,
-                       "half_sigma": half_sigma}
+        rows[label] = {
+            "steepness": fit.model.steepness,
+            "midpoint": fit.model.midpoint,
+            "midpoint low": intervals.loc["midpoint", "low"],
+            "midpoint high": intervals.loc["midpoint", "high"],
+            "r_squared": fit.r_squared,
+            "half_sigma": half_sigma,
+        }
     return pd.DataFrame(rows).T

@@ -60,7 +60,9 @@ def share_of_matrix_rate() -> pd.DataFrame:
             continue
         rows = rows[rows["status"] == "ok"]
         rows = rows.assign(curve=[curve_name(key) for key in rows[list(KEY)].itertuples(index=False)])
-        medians = rows.groupby(["curve", "architecture", "guidance", "batch_size"])[["step_s", "model_flop", RATE]].median()
+        medians = rows.groupby(["curve", "architecture", "guidance", "batch_size"])[
+            ["step_s", "model_flop", RATE]
+        ].median()
         found.append((medians["model_flop"] / medians["step_s"] / medians[RATE]).unstack())
     return pd.concat(found)
 
@@ -78,11 +80,20 @@ def line_table() -> pd.DataFrame:
             error = np.abs(line_error(fit.model, sizes, medians))
             inside = sizes <= LARGEST_BATCH
             ms = {name: tuple(1e3 * np.array(ends)) for name, ends in fit.intervals.items()}
-            rows.append({"curve": curve_name(key), "architecture": key[1], "guidance": key[4],
-                "k (ms)": 1e3 * fit.model.slope_s, "k interval": _from_to(ms["slope_s"]),
-                "h (ms)": 1e3 * fit.model.intercept_s, "h interval": _from_to(ms["intercept_s"]),
-                "R²": fit.r_squared, "error, 1–18": error[inside].max(),
-                "error, beyond": error[~inside].max() if (~inside).any() else np.nan})
+            rows.append(
+                {
+                    "curve": curve_name(key),
+                    "architecture": key[1],
+                    "guidance": key[4],
+                    "k (ms)": 1e3 * fit.model.slope_s,
+                    "k interval": _from_to(ms["slope_s"]),
+                    "h (ms)": 1e3 * fit.model.intercept_s,
+                    "h interval": _from_to(ms["intercept_s"]),
+                    "R²": fit.r_squared,
+                    "error, 1–18": error[inside].max(),
+                    "error, beyond": error[~inside].max() if (~inside).any() else np.nan,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -104,8 +115,13 @@ def measured_window(edge_gpu: LatencyModel, packet_bits: float) -> dict:
     return {"profiles": measured_profiles(edge_gpu), "parameters": SystemParameters(intermediate_bits=packet_bits)}
 
 
-def loss_of_the_line(curve: Curve, seeds: Iterable[int] = range(200), packet_bits: float = 4.4e6, num_users: int = 12,
-                     num_edge_gpus: int = 4) -> pd.DataFrame:
+def loss_of_the_line(
+    curve: Curve,
+    seeds: Iterable[int] = range(200),
+    packet_bits: float = 4.4e6,
+    num_users: int = 12,
+    num_edge_gpus: int = 4,
+) -> pd.DataFrame:
     """Utility lost by planning with a straight line where the measured curve bends.
 
     The same windows are solved under the line and under the line with a bend, and both plans are evaluated under the
@@ -125,14 +141,22 @@ def loss_of_the_line(curve: Curve, seeds: Iterable[int] = range(200), packet_bit
     line = fit_line(curve)
     bent, rows = fit_two_piece(sizes, medians).shared_by(num_edge_gpus), []
     for seed in seeds:
-        drawn = sample_instance(num_users, num_edge_gpus, np.random.default_rng([seed, num_users]),
-                                **measured_window(line, packet_bits))
+        drawn = sample_instance(
+            num_users, num_edge_gpus, np.random.default_rng([seed, num_users]), **measured_window(line, packet_bits)
+        )
         truth = replace(drawn, edge=bent)
         plans = {"line": solve(drawn), "bent": solve(truth), "local": solve(truth, "all_local")}
         utility = {name: evaluate(truth, plan).utility for name, plan in plans.items()}
         lost, gain = utility["bent"] - utility["line"], utility["bent"] - utility["local"]
-        rows.append(dict(seed=seed, lost_s=lost / num_users, share_lost=lost / gain if gain > 0 else 0.0,
-                         granted_line=int(plans["line"].granted.sum()), granted_bent=int(plans["bent"].granted.sum())))
+        rows.append(
+            dict(
+                seed=seed,
+                lost_s=lost / num_users,
+                share_lost=lost / gain if gain > 0 else 0.0,
+                granted_line=int(plans["line"].granted.sum()),
+                granted_bent=int(plans["bent"].granted.sum()),
+            )
+        )
     return pd.DataFrame(rows)
 
 

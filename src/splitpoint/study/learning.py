@@ -19,8 +19,8 @@ import torch
 from splitpoint.files import data_path, project_root, results_path, write_meta, write_rows
 from splitpoint.learning.agent import COMMITTED, Agent, TrainingSettings, evaluate_agent, load_agent, train_agent
 from splitpoint.learning.env import OffloadingVecEnv
-from splitpoint.offloading.windows import Scenario, Windows
 from splitpoint.offloading import SystemParameters, solve
+from splitpoint.offloading.windows import Scenario, Windows
 
 SEEDS = (0, 1, 2)
 ALL_SEEDS_OF = 2026
@@ -29,18 +29,39 @@ HELD_OUT = Scenario((4, 20), (4, 16))
 #: the paper's method, at the length that the ablation uses
 DQN = TrainingSettings(learner="dqn", decisions=80_000, max_users=40)
 #: the second learner, at about the same training time
-PPO = TrainingSettings(learner="ppo", decisions=250_000, num_envs=128, batch_size=1024, learning_rate=2e-3,
-                       max_grad_norm=0.5, max_users=40)
+PPO = TrainingSettings(
+    learner="ppo", decisions=250_000, num_envs=128, batch_size=1024, learning_rate=2e-3, max_grad_norm=0.5, max_users=40
+)
 AGENTS = {
     "drl_convex": replace(PPO, decisions=4_000_000, rollout=64, learning_rate=1e-3),
     "dqn": replace(DQN, decisions=300_000, updates_per_step=4, batch_size=512, buffer_size=200_000),
 }
 #: the settings of the released code, as far as they can be run: always greedy, one window, one update a step
-RELEASE = TrainingSettings(learner="dqn", scenario=Scenario((12, 12), (16, 16)), features="released", reward="released",
-                           max_users=20, decisions=12_000, num_envs=1, hidden=(256, 256, 256), activation="leaky_relu",
-                           learning_rate=1e-4, anneal=False, weight_decay=4e-4, batch_size=128, max_grad_norm=2.0,
-                           buffer_size=400_000, learning_starts=5_000, updates_per_step=1, target_update=2_000,
-                           epsilon=(0.0, 0.0), beta=None, two_buffers=True, double=False, fixed_windows=1)
+RELEASE = TrainingSettings(
+    learner="dqn",
+    scenario=Scenario((12, 12), (16, 16)),
+    features="released",
+    reward="released",
+    max_users=20,
+    decisions=12_000,
+    num_envs=1,
+    hidden=(256, 256, 256),
+    activation="leaky_relu",
+    learning_rate=1e-4,
+    anneal=False,
+    weight_decay=4e-4,
+    batch_size=128,
+    max_grad_norm=2.0,
+    buffer_size=400_000,
+    learning_starts=5_000,
+    updates_per_step=1,
+    target_update=2_000,
+    epsilon=(0.0, 0.0),
+    beta=None,
+    two_buffers=True,
+    double=False,
+    fixed_windows=1,
+)
 ABLATION = {
     "prioritized, double (ours)": DQN,
     "uniform replay": replace(DQN, priority=0.0, beta=None),
@@ -86,8 +107,11 @@ def held_out(n: int = 1000, scenario: Scenario = HELD_OUT) -> Windows:
 
 def summary(optimality) -> dict[str, float]:
     """Mean, 1st percentile and minimum, as the tables hold them."""
-    return {"mean": round(float(np.mean(optimality)), 6), "p1": round(float(np.percentile(optimality, 1)), 6),
-            "min": round(float(np.min(optimality)), 6)}
+    return {
+        "mean": round(float(np.mean(optimality)), 6),
+        "p1": round(float(np.percentile(optimality, 1)), 6),
+        "min": round(float(np.min(optimality)), 6),
+    }
 
 
 def trained(name: str, settings: TrainingSettings, windows: Windows | None = None) -> Agent:
@@ -98,8 +122,10 @@ def trained(name: str, settings: TrainingSettings, windows: Windows | None = Non
         agent = train_agent(settings, checkpoint=path, held_out=windows, progress=False)
         agent.save(path)
         path.with_suffix(".training.safetensors").unlink(missing_ok=True)
-        print(f"{name}, seed {settings.seed}: {agent.train_s} s, optimality {agent.curve[-1]['optimality']:.4f}",
-              flush=True)
+        print(
+            f"{name}, seed {settings.seed}: {agent.train_s} s, optimality {agent.curve[-1]['optimality']:.4f}",
+            flush=True,
+        )
     return load_agent(path)
 
 
@@ -110,8 +136,13 @@ def ablation() -> Iterable[dict]:
         for variant, settings in ABLATION.items():
             agent = trained(variant, replace(settings, seed=seed))
             last = agent.curve[-1]
-            yield {"variant": variant, "seed": seed, **summary(evaluate_agent(agent, windows)["optimality"]),
-                   "decisions": last["decisions"], "episodes": last["episodes"]}
+            yield {
+                "variant": variant,
+                "seed": seed,
+                **summary(evaluate_agent(agent, windows)["optimality"]),
+                "decisions": last["decisions"],
+                "episodes": last["episodes"],
+            }
 
 
 def curves() -> Iterable[dict]:
@@ -121,12 +152,19 @@ def curves() -> Iterable[dict]:
         best = windows.outcomes(windows.exact())
         for seed in SEEDS:
             for learner, settings in (("dqn", DQN), ("ppo", PPO)):
-                settings = replace(settings, scenario=scenario, max_users=None, seed=seed,
-                                   decisions=settings.decisions // 2)
+                settings = replace(
+                    settings, scenario=scenario, max_users=None, seed=seed, decisions=settings.decisions // 2
+                )
                 for row in trained(f"{setting} {learner}", settings, windows).curve:
-                    yield {"setting": setting, "learner": learner, "seed": seed, **_rounded(row),
-                           **_rounded({f"exact_{name}": float(best[name].mean())
-                                       for name in ("reward", "accuracy", "latency_s")})}
+                    yield {
+                        "setting": setting,
+                        "learner": learner,
+                        "seed": seed,
+                        **_rounded(row),
+                        **_rounded(
+                            {f"exact_{name}": float(best[name].mean()) for name in ("reward", "accuracy", "latency_s")}
+                        ),
+                    }
 
 
 def committed_agents() -> dict[str, Agent]:
@@ -148,9 +186,13 @@ def optimality() -> Iterable[dict]:
     for method, granted in decided.items():
         outcome, share = windows.outcomes(granted), windows.optimality(granted)
         for row in range(len(windows)):
-            yield {"method": method, "window": row, "num_users": int(windows.num_users[row]),
-                   "num_edge_gpus": int(gpus[row]), **_rounded({"optimality": share[row],
-                                                               "reward": outcome["reward"][row]})}
+            yield {
+                "method": method,
+                "window": row,
+                "num_users": int(windows.num_users[row]),
+                "num_edge_gpus": int(gpus[row]),
+                **_rounded({"optimality": share[row], "reward": outcome["reward"][row]}),
+            }
 
 
 def outside() -> Iterable[dict]:
@@ -158,8 +200,12 @@ def outside() -> Iterable[dict]:
     for setting, scenario in OUTSIDE.items():
         windows = held_out(1000, scenario)
         for name, agent in committed_agents().items():
-            yield {"setting": setting, "agent": name, "windows": len(windows),
-                   **summary(evaluate_agent(agent, windows)["optimality"])}
+            yield {
+                "setting": setting,
+                "agent": name,
+                "windows": len(windows),
+                **summary(evaluate_agent(agent, windows)["optimality"]),
+            }
 
 
 def cost() -> Iterable[dict]:
@@ -172,11 +218,17 @@ def cost() -> Iterable[dict]:
     for action in actions:
         env.step(action)
     spent = time.process_time() - start
-    yield {"run": "stepping 128 windows, random decisions", "decisions_per_s": round(actions.size / spent),
-           "episodes_per_s": round(env.episodes / spent, 1), "seconds": round(spent, 2)}
-    ours = {"DQN, 64 windows, U 1-20, C 4-16": replace(DQN, decisions=30_000),
-            "PPO, 128 windows, U 1-20, C 4-16": replace(PPO, decisions=80_000),
-            "released settings, one window, 12 users, 16 GPUs": replace(RELEASE, decisions=6_000)}
+    yield {
+        "run": "stepping 128 windows, random decisions",
+        "decisions_per_s": round(actions.size / spent),
+        "episodes_per_s": round(env.episodes / spent, 1),
+        "seconds": round(spent, 2),
+    }
+    ours = {
+        "DQN, 64 windows, U 1-20, C 4-16": replace(DQN, decisions=30_000),
+        "PPO, 128 windows, U 1-20, C 4-16": replace(PPO, decisions=80_000),
+        "released settings, one window, 12 users, 16 GPUs": replace(RELEASE, decisions=6_000),
+    }
     for run, settings in ours.items():
         agent = train_agent(settings, looks=1, progress=False)
         last = agent.curve[-1]
@@ -185,8 +237,12 @@ def cost() -> Iterable[dict]:
             warm = train_agent(settings, decisions=settings.learning_starts, looks=1, progress=False)
             episodes, decisions = episodes - warm.curve[-1]["episodes"], decisions - warm.curve[-1]["decisions"]
             seconds -= warm.train_s
-        yield {"run": run, "decisions_per_s": round(decisions / seconds),
-               "episodes_per_s": round(episodes / seconds, 1), "seconds": round(seconds, 2)}
+        yield {
+            "run": run,
+            "decisions_per_s": round(decisions / seconds),
+            "episodes_per_s": round(episodes / seconds, 1),
+            "seconds": round(seconds, 2),
+        }
 
 
 def agents() -> None:
@@ -197,15 +253,24 @@ def agents() -> None:
         agent.save(path)
         share = summary(evaluate_agent(agent, held_out())["optimality"])
         for file in (path.with_suffix(".safetensors"), path.with_suffix(".json")):
-            write_meta(file, kind="trained", command="python -m splitpoint.study.learning agents",
-                       seed=settings.seed, settings={"train_s": agent.train_s, "optimality": share},
-                       source="this project", licence="MIT")
+            write_meta(
+                file,
+                kind="trained",
+                command="python -m splitpoint.study.learning agents",
+                seed=settings.seed,
+                settings={"train_s": agent.train_s, "optimality": share},
+                source="this project",
+                licence="MIT",
+            )
         print(f"{name}: {share}, {agent.train_s} s", flush=True)
 
 
 TABLES: dict[str, tuple[Callable[[], Iterable[dict]], str]] = {
-    "ablation": (ablation, "trained"), "curves": (curves, "trained"), "optimality": (optimality, "simulated"),
-    "outside": (outside, "simulated"), "cost": (cost, "measured"),
+    "ablation": (ablation, "trained"),
+    "curves": (curves, "trained"),
+    "optimality": (optimality, "simulated"),
+    "outside": (outside, "simulated"),
+    "cost": (cost, "measured"),
 }
 
 
@@ -214,8 +279,15 @@ def write_table(name: str) -> Path:
     function, kind = TABLES[name]
     path = data_path("learning", f"{name}.csv")
     write_rows(path, function())
-    write_meta(path, kind=kind, command=f"python -m splitpoint.study.learning {name}", seed=ALL_SEEDS_OF,
-               settings=_settings_of(name), source="this project", licence="MIT")
+    write_meta(
+        path,
+        kind=kind,
+        command=f"python -m splitpoint.study.learning {name}",
+        seed=ALL_SEEDS_OF,
+        settings=_settings_of(name),
+        source="this project",
+        licence="MIT",
+    )
     return path
 
 

@@ -13,10 +13,21 @@ from splitpoint.diffusion.profile import SD15, DenoisingStep, architectures, mea
 from splitpoint.files import data_path
 
 #: published configuration of stable-diffusion-v1-5 (vae/config.json, text_encoder/config.json)
-_VAE = dict(down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4,
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2)
-_TEXT = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, vocab_size=49408,
-             max_position_embeddings=77)
+_VAE = dict(
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+    latent_channels=4,
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+)
+_TEXT = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    vocab_size=49408,
+    max_position_embeddings=77,
+)
 TOGETHER, ONE_BY_ONE = "one model, one batch", "a model each, one by one"
 _ADAPTED = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -31,8 +42,11 @@ def stable_diffusion_parameters(lora_rank: int = 4) -> dict[str, int]:
         ``{"unet", "vae", "text_encoder", "lora"}``.
     """
     with torch.device("meta"):
-        parts = {"unet": UNet2DConditionModel(**SD15), "vae": AutoencoderKL(**_VAE),
-                 "text_encoder": CLIPTextModel(CLIPTextConfig(**_TEXT))}
+        parts = {
+            "unet": UNet2DConditionModel(**SD15),
+            "vae": AutoencoderKL(**_VAE),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**_TEXT)),
+        }
     counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     adapted = [module for name, module in parts["unet"].named_modules() if name.endswith(_ADAPTED)]
     return counts | {"lora": sum(lora_rank * (module.in_features + module.out_features) for module in adapted)}
@@ -56,11 +70,16 @@ def storage(users: Sequence[int], parts: dict[str, float], adapter: float) -> pd
         autoencoder and text encoder; one shared model and an adapter each; one cluster-wide model.
     """
     whole, unet = sum(parts.values()), parts["unet"]
-    rows = [dict(users=n, arrangement=name, bytes=size) for n in users for name, size in (
-        ("a whole personal pipeline each", n * whole),
-        ("a personal U-Net each", n * unet + whole - unet),
-        ("one model and a LoRA each", whole + n * adapter),
-        ("one cluster-wide model", whole))]
+    rows = [
+        dict(users=n, arrangement=name, bytes=size)
+        for n in users
+        for name, size in (
+            ("a whole personal pipeline each", n * whole),
+            ("a personal U-Net each", n * unet + whole - unet),
+            ("one model and a LoRA each", whole + n * adapter),
+            ("one cluster-wide model", whole),
+        )
+    ]
     return pd.DataFrame(rows)
 
 
@@ -89,5 +108,6 @@ def measure_mini_steps(batch_sizes: Sequence[int] = (1, 2, 4, 8), repeats: int =
     settings = [(batch, arrangement) for batch in batch_sizes for arrangement in (TOGETHER, ONE_BY_ONE)]
     with torch.inference_mode():
         rows = measure(prepare, settings, repeats)
-    return pd.DataFrame([dict(requests=row["batch_size"][0], arrangement=row["batch_size"][1], step_s=row["step_s"])
-                         for row in rows])
+    return pd.DataFrame(
+        [dict(requests=row["batch_size"][0], arrangement=row["batch_size"][1], step_s=row["step_s"]) for row in rows]
+    )

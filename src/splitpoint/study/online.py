@@ -13,8 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from splitpoint.offloading import Instance, Plan, SystemParameters, evaluate, grant_gains, sample_instance, solve
 from splitpoint.checks import finite_number, whole_number
+from splitpoint.offloading import Instance, Plan, SystemParameters, evaluate, grant_gains, sample_instance, solve
 from splitpoint.offloading.solvers import plan_for
 from splitpoint.study.sweeps import optimality
 
@@ -46,8 +46,13 @@ class Arrival:
 Policy = Callable[[Arrival], bool]
 
 
-def draw_windows(count: int, num_edge_gpus: int = 16, num_users: tuple[int, int] = (4, 20), seed: int = 0,
-                 parameters: SystemParameters = SystemParameters()) -> list[Instance]:
+def draw_windows(
+    count: int,
+    num_edge_gpus: int = 16,
+    num_users: tuple[int, int] = (4, 20),
+    seed: int = 0,
+    parameters: SystemParameters = SystemParameters(),
+) -> list[Instance]:
     """Windows by the released sampling rules, but with a random number of users who arrive in random order.
 
     The released code sorts devices by speed and request moments by time, so that fast devices always come first; here
@@ -86,8 +91,15 @@ def run_online(instance: Instance, policy: Policy) -> Plan:
     granted = np.zeros(instance.num_users, dtype=bool)
     for seen, user in enumerate(np.argsort(instance.arrival_s, kind="stable"), 1):
         if granted.sum() < limit:
-            granted[user] = policy(Arrival(float(instance.arrival_s[user]), instance.parameters.window_s, seen,
-                                           gains[:, user], gains[:, granted]))
+            granted[user] = policy(
+                Arrival(
+                    float(instance.arrival_s[user]),
+                    instance.parameters.window_s,
+                    seen,
+                    gains[:, user],
+                    gains[:, granted],
+                )
+            )
     return plan_for(instance, granted)
 
 
@@ -235,7 +247,15 @@ def compare_online(windows: Sequence[Instance], policies: dict[str, Policy]) -> 
         for name, policy in policies.items():
             plan = run_online(instance, policy)
             utility = evaluate(instance, plan).utility
-            rows.append(dict(window=number, num_users=instance.num_users, policy=name, utility_s=utility,
-                             share_granted=float(plan.granted.mean()), regret_s=(best - utility) / instance.num_users,
-                             optimality=optimality(utility, best, local)))
+            rows.append(
+                dict(
+                    window=number,
+                    num_users=instance.num_users,
+                    policy=name,
+                    utility_s=utility,
+                    share_granted=float(plan.granted.mean()),
+                    regret_s=(best - utility) / instance.num_users,
+                    optimality=optimality(utility, best, local),
+                )
+            )
     return pd.DataFrame(rows)

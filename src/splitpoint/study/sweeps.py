@@ -11,9 +11,9 @@ import joblib
 import numpy as np
 import pandas as pd
 
+from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
-from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.offloading.problem import BATCHINGS, share_of_gain
 from splitpoint.offloading.solvers import get_solver
 from splitpoint.tables import code_digest, load_or_run
@@ -22,9 +22,18 @@ METHODS = ("exact", "genetic", "greedy", "all_edge", "all_local", "random")
 SEEDS_PER_TASK = 20
 
 
-def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence[int], num_seeds: int = 200,
-                 methods: Sequence[str] = METHODS, parameters: SystemParameters = SystemParameters(),
-                 batching: str = "static", profiles: Profiles | None = None, first_seed: int = 0) -> pd.DataFrame:
+def reward_sweep(
+    name: str,
+    *,
+    num_users: Sequence[int],
+    num_edge_gpus: Sequence[int],
+    num_seeds: int = 200,
+    methods: Sequence[str] = METHODS,
+    parameters: SystemParameters = SystemParameters(),
+    batching: str = "static",
+    profiles: Profiles | None = None,
+    first_seed: int = 0,
+) -> pd.DataFrame:
     """Every method on the same random windows.
 
     Args:
@@ -54,14 +63,26 @@ def reward_sweep(name: str, *, num_users: Sequence[int], num_edge_gpus: Sequence
             whole_number(name_of, value, 1)
     solver_functions = {method: get_solver(method) for method in methods}
     common = dict(solver_functions=solver_functions, parameters=parameters, batching=batching, profiles=profiles)
-    blocks = [range(s, min(s + SEEDS_PER_TASK, first_seed + num_seeds))
-              for s in range(first_seed, first_seed + num_seeds, SEEDS_PER_TASK)]
-    tasks = [dict(num_users=u, num_edge_gpus=c, seeds=list(block), **common)
-             for u in num_users for c in num_edge_gpus for block in blocks]
-    settings = dict(num_users=list(num_users), num_edge_gpus=list(num_edge_gpus), num_seeds=num_seeds,
-                    first_seed=first_seed, parameters=asdict(parameters), batching=batching,
-                    profiles=asdict(profiles) if profiles else "published",
-                    **_digests(solver_functions, "offloading", "study"))
+    blocks = [
+        range(s, min(s + SEEDS_PER_TASK, first_seed + num_seeds))
+        for s in range(first_seed, first_seed + num_seeds, SEEDS_PER_TASK)
+    ]
+    tasks = [
+        dict(num_users=u, num_edge_gpus=c, seeds=list(block), **common)
+        for u in num_users
+        for c in num_edge_gpus
+        for block in blocks
+    ]
+    settings = dict(
+        num_users=list(num_users),
+        num_edge_gpus=list(num_edge_gpus),
+        num_seeds=num_seeds,
+        first_seed=first_seed,
+        parameters=asdict(parameters),
+        batching=batching,
+        profiles=asdict(profiles) if profiles else "published",
+        **_digests(solver_functions, "offloading", "study"),
+    )
     command = f"reward_sweep({name!r}, num_users={num_users!r}, num_edge_gpus={num_edge_gpus!r}, …)"
     return load_or_run(name, _windows, tasks, settings=settings, command=command)
 
@@ -76,11 +97,20 @@ def _windows(num_users, num_edge_gpus, seeds, solver_functions: dict[str, Callab
         for method, solver in solver_functions.items():
             plan = solver(instance, **({"seed": seed} if "seed" in inspect.signature(solver).parameters else {}))
             outcome = evaluate(instance, plan, batching)
-            rows.append(dict(
-                num_users=num_users, num_edge_gpus=num_edge_gpus, seed=seed, method=method, reward=outcome.reward,
-                utility_s=outcome.utility, accuracy=float(outcome.accuracy.mean()),
-                latency_s=float(outcome.latency_s.mean()), share_granted=float(plan.granted.mean()),
-                optimality=optimality(outcome.utility, best, local)))
+            rows.append(
+                dict(
+                    num_users=num_users,
+                    num_edge_gpus=num_edge_gpus,
+                    seed=seed,
+                    method=method,
+                    reward=outcome.reward,
+                    utility_s=outcome.utility,
+                    accuracy=float(outcome.accuracy.mean()),
+                    latency_s=float(outcome.latency_s.mean()),
+                    share_granted=float(plan.granted.mean()),
+                    optimality=optimality(outcome.utility, best, local),
+                )
+            )
     return rows
 
 
@@ -89,8 +119,15 @@ def optimality(utility: float, best: float, local: float) -> float:
     return float(share_of_gain(utility - local, best - local, best))
 
 
-def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict], num_edge_gpus: int = 16,
-                num_seeds: int = 5, give_up_s: float = 10.0) -> pd.DataFrame:
+def solve_times(
+    name: str,
+    *,
+    num_users: Sequence[int],
+    methods: dict[str, dict],
+    num_edge_gpus: int = 16,
+    num_seeds: int = 5,
+    give_up_s: float = 10.0,
+) -> pd.DataFrame:
     """Seconds that each method takes, against the number of users, one run at a time.
 
     Args:
@@ -109,11 +146,22 @@ def solve_times(name: str, *, num_users: Sequence[int], methods: dict[str, dict]
     whole_number("num_seeds", num_seeds, 1)
     finite_number("give_up_s", give_up_s, 0.0, open_end=True)
     solver_functions = {label: get_solver(options.get("method", "exact")) for label, options in methods.items()}
-    common = dict(num_users=list(num_users), methods=methods, num_edge_gpus=num_edge_gpus, num_seeds=num_seeds,
-                  give_up_s=give_up_s)
+    common = dict(
+        num_users=list(num_users),
+        methods=methods,
+        num_edge_gpus=num_edge_gpus,
+        num_seeds=num_seeds,
+        give_up_s=give_up_s,
+    )
     settings = common | {"depends_on": _digests(solver_functions, "offloading")}
-    return load_or_run(name, _times, [common | {"solver_functions": solver_functions}], settings=settings,
-                       kind="measured", command=f"solve_times({name!r}, num_users={num_users!r}, …)")
+    return load_or_run(
+        name,
+        _times,
+        [common | {"solver_functions": solver_functions}],
+        settings=settings,
+        kind="measured",
+        command=f"solve_times({name!r}, num_users={num_users!r}, …)",
+    )
 
 
 def _times(num_users, methods, solver_functions, num_edge_gpus, num_seeds, give_up_s):
@@ -151,9 +199,11 @@ def _time_once(instance, solver, options):
 def _digests(solver_functions: dict[str, Callable], *rooms: str) -> dict:
     """What a table depends on beside its settings: the solvers, the package's code, and the agent where it decides."""
     learned = any("splitpoint.learning" in str(getattr(f, "__module__", None)) for f in solver_functions.values())
-    return dict(methods={name: _solver_digest(function) for name, function in solver_functions.items()},
-                agent=agent_digest() if learned else None,
-                code=code_digest(*rooms, *(["learning"] if learned else [])))
+    return dict(
+        methods={name: _solver_digest(function) for name, function in solver_functions.items()},
+        agent=agent_digest() if learned else None,
+        code=code_digest(*rooms, *(["learning"] if learned else [])),
+    )
 
 
 def agent_digest() -> str:

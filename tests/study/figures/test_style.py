@@ -15,8 +15,14 @@ def closed_figures():
 
 def test_method_lines_draw_the_means():
     rng = np.random.default_rng(0)
-    table = pd.DataFrame([dict(method=m, num_users=u, seed=s, reward=rng.normal()) for m in ("exact", "mine")
-                          for u in (4, 8) for s in range(50)])
+    table = pd.DataFrame(
+        [
+            dict(method=m, num_users=u, seed=s, reward=rng.normal())
+            for m in ("exact", "mine")
+            for u in (4, 8)
+            for s in range(50)
+        ]
+    )
     ax = figures.method_lines(table, "num_users")
     drawn = ax.containers[1].lines[0].get_ydata()
     means = table[table.method == "mine"].groupby("num_users")["reward"].mean()
@@ -87,8 +93,12 @@ def test_shortfall_counts_windows_and_leaves_out_who_is_never_off():
 
 
 def test_shortfall_lines_are_drawn_in_the_order_asked_for():
-    table = pd.DataFrame({"method": ["greedy", "random", "genetic", "agent (dqn)"] * 2,
-                          "optimality": [0.9, 0.5, 1, 0.99, 1, -np.inf, 1, 0.98]})
+    table = pd.DataFrame(
+        {
+            "method": ["greedy", "random", "genetic", "agent (dqn)"] * 2,
+            "optimality": [0.9, 0.5, 1, 0.99, 1, -np.inf, 1, 0.98],
+        }
+    )
     ax = figures.shortfall_lines(table, ("random", "genetic", "greedy"))
     assert [line.get_label() for line in ax.lines] == ["random", "greedy"]
     assert ax.lines[1].get_xdata() == pytest.approx([0.1, 1e-6])
@@ -96,9 +106,17 @@ def test_shortfall_lines_are_drawn_in_the_order_asked_for():
 
 
 def test_solve_times_ring_what_was_stopped():
-    table = pd.DataFrame([dict(label="milp", num_users=u, seed=s, solve_s=t, status=status)
-                          for u, s, t, status in ((4, 0, 1.0, "optimal"), (4, 1, 3, "optimal"), (4, 2, 2, "optimal"),
-                                                  (8, 0, 5, "time_limit"))])
+    table = pd.DataFrame(
+        [
+            dict(label="milp", num_users=u, seed=s, solve_s=t, status=status)
+            for u, s, t, status in (
+                (4, 0, 1.0, "optimal"),
+                (4, 1, 3, "optimal"),
+                (4, 2, 2, "optimal"),
+                (8, 0, 5, "time_limit"),
+            )
+        ]
+    )
     ax = figures.solve_time_lines(table)
     assert ax.containers[0].lines[0].get_ydata().tolist() == [2, 5]
     assert ax.collections[-1].get_offsets().tolist() == [[8, 5]]

@@ -18,8 +18,9 @@ PARTS = {
 }
 
 
-def picture_grid(pictures, row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), title: str = "",
-                 inches: float = 0.9) -> plt.Figure:
+def picture_grid(
+    pictures, row_labels: Sequence[str] = (), column_labels: Sequence[str] = (), title: str = "", inches: float = 0.9
+) -> plt.Figure:
     """Pictures in rows and columns.
 
     Args:
@@ -30,8 +31,13 @@ def picture_grid(pictures, row_labels: Sequence[str] = (), column_labels: Sequen
         inches: edge length of one picture.
     """
     rows = [[_array(picture) for picture in row] for row in pictures]
-    figure, axes = plt.subplots(len(rows), len(rows[0]), squeeze=False, dpi=72,  # a pixel for each of the picture's
-                                figsize=(inches * len(rows[0]) + 0.9, inches * len(rows) + 0.5))
+    figure, axes = plt.subplots(
+        len(rows),
+        len(rows[0]),
+        squeeze=False,
+        dpi=72,  # a pixel for each of the picture's
+        figsize=(inches * len(rows[0]) + 0.9, inches * len(rows) + 0.5),
+    )
     for r, row in enumerate(rows):
         for c, picture in enumerate(row):
             axes[r, c].imshow(picture, interpolation="nearest" if max(picture.shape) < 64 else None)
@@ -46,8 +52,7 @@ def picture_grid(pictures, row_labels: Sequence[str] = (), column_labels: Sequen
     return figure
 
 
-def split_grid(pictures, users: Sequence[str], split_points: Sequence[int], num_steps: int,
-               prompt: str) -> plt.Figure:
+def split_grid(pictures, users: Sequence[str], split_points: Sequence[int], num_steps: int, prompt: str) -> plt.Figure:
     """One prompt, a row a user, a column a split point: from one shared picture to everyone's own.
 
     Args:
@@ -61,8 +66,12 @@ def split_grid(pictures, users: Sequence[str], split_points: Sequence[int], num_
     for place, split in enumerate(split_points):
         if split in (0, num_steps):
             labels[place] += "\nall edge" if split == 0 else "\nall device"
-    return picture_grid(np.swapaxes(np.asarray(pictures), 0, 1), users, labels,
-                        f"“{prompt}”, N = {num_steps} steps, the last n on the user's device")
+    return picture_grid(
+        np.swapaxes(np.asarray(pictures), 0, 1),
+        users,
+        labels,
+        f"“{prompt}”, N = {num_steps} steps, the last n on the user's device",
+    )
 
 
 def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = None) -> plt.Axes:
@@ -79,8 +88,14 @@ def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = No
         ax.plot(curve.index, curve, color="0.7", lw=0.6, zorder=1)
     summary = summarize_pai(table, value)
     ax.fill_between(summary["split_point"], summary["low"], summary["high"], color="C0", alpha=0.3, lw=0, zorder=2)
-    ax.plot(summary["split_point"], summary["mean"], color="C0", marker="o", zorder=3,
-            label="mean, 95 % interval over prompts")
+    ax.plot(
+        summary["split_point"],
+        summary["mean"],
+        color="C0",
+        marker="o",
+        zorder=3,
+        label="mean, 95 % interval over prompts",
+    )
     ax.plot([], [], color="0.7", lw=0.6, label="one prompt")
     num_steps = table["num_steps"].iloc[0]
     ax.set(xlabel=f"split point n (of N = {num_steps} steps)", ylabel=PARTS.get(value, value))
@@ -96,7 +111,9 @@ def pai_panels(table: pd.DataFrame) -> plt.Figure:
         pai_curves(table, value, ax)
         ax.get_legend().remove()
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=len(labels), loc="outside upper center" if figure.get_layout_engine() else None)
+    figure.legend(
+        handles, labels, ncols=len(labels), loc="outside upper center" if figure.get_layout_engine() else None
+    )
     space_panels(figure)
     return figure
 

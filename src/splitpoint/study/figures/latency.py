@@ -19,8 +19,15 @@ def latency_curves(curves: dict[str, Curve], max_fit: int = LARGEST_BATCH, ax: p
         reach = np.linspace(0, sizes.max(), 100)
         low, high = confidence_band(fit, reach)
         ax.scatter(curve.batch, 1e3 * curve.seconds, s=4, color=colour, alpha=0.15, lw=0)
-        ax.plot(sizes, 1e3 * medians, ms=5, markeredgecolor="black", markeredgewidth=0.4, **style | {"ls": ""},
-                label=f"{name}: {1e3 * fit.model.slope_s:.3g}·b {1e3 * fit.model.intercept_s:+.3g}")
+        ax.plot(
+            sizes,
+            1e3 * medians,
+            ms=5,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+            **style | {"ls": ""},
+            label=f"{name}: {1e3 * fit.model.slope_s:.3g}·b {1e3 * fit.model.intercept_s:+.3g}",
+        )
         ax.plot(reach, 1e3 * fit.model.step_latency_s(reach), lw=1.2, **style | {"marker": ""})
         ax.fill_between(reach, 1e3 * low, 1e3 * high, color=colour, alpha=0.15, lw=0)
     tallest = max(1e3 * np.median(c.seconds[c.batch == c.batch.max()]) for c in curves.values())

@@ -19,8 +19,13 @@ def training_curves(table: pd.DataFrame, learner: str = "dqn", quantities=CURVE_
     """
     table = table[table["learner"] == learner]
     settings = list(table["setting"].unique())
-    figure, axes = plt.subplots(len(settings), len(quantities), sharex="row", squeeze=False,
-                                figsize=(3.1 * len(quantities), 1.75 * len(settings)))
+    figure, axes = plt.subplots(
+        len(settings),
+        len(quantities),
+        sharex="row",
+        squeeze=False,
+        figsize=(3.1 * len(quantities), 1.75 * len(settings)),
+    )
     for row, setting in enumerate(settings):
         rows = table[table["setting"] == setting]
         for ax, quantity in zip(axes[row], quantities):
@@ -42,8 +47,9 @@ def learning_curve(curve: pd.DataFrame, y: str = "optimality", ax: plt.Axes | No
 
 
 def _band(ax, rows, quantity):
-    stats = rows.groupby("decisions").agg(episodes=("episodes", "mean"), mean=(quantity, "mean"), low=(quantity, "min"),
-                                          high=(quantity, "max"))
+    stats = rows.groupby("decisions").agg(
+        episodes=("episodes", "mean"), mean=(quantity, "mean"), low=(quantity, "min"), high=(quantity, "max")
+    )
     colour = method_style("agent")[1]
     ax.plot(stats["episodes"], stats["mean"], color=colour, lw=1.3)
     ax.fill_between(stats["episodes"], stats["low"], stats["high"], color=colour, alpha=0.25, lw=0)
@@ -60,8 +66,18 @@ def ablation_intervals(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.A
     ax = ax or plt.subplots(figsize=(6.4, 0.28 * len(order) + 1.2))[1]
     ends = table.groupby("variant")["shortfall"].agg(["min", "max"]).loc[order]
     ax.hlines(range(len(order)), ends["min"], ends["max"], color="0.7", lw=4)
-    sns.stripplot(table, x="shortfall", y="variant", order=order, color=method_style("agent")[1], size=5, jitter=False,
-                  edgecolor="black", linewidth=0.4, ax=ax)
+    sns.stripplot(
+        table,
+        x="shortfall",
+        y="variant",
+        order=order,
+        color=method_style("agent")[1],
+        size=5,
+        jitter=False,
+        edgecolor="black",
+        linewidth=0.4,
+        ax=ax,
+    )
     ax.set(xscale="log", xlabel="mean shortfall from the optimum, 1 − optimality (left is better)", ylabel="")
     return ax
 

@@ -12,8 +12,14 @@ from splitpoint.offloading.split import grant_gain
 from splitpoint.study.figures.style import COLOURS, mean_interval, numbered_style
 
 
-def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_step_s: float, alpha: float,
-                    batch_sizes: Sequence[int], ax: plt.Axes | None = None) -> plt.Axes:
+def objective_lines(
+    parameters: SystemParameters,
+    edge: LatencyModel,
+    device_step_s: float,
+    alpha: float,
+    batch_sizes: Sequence[int],
+    ax: plt.Axes | None = None,
+) -> plt.Axes:
     """What granting one user is worth against its split point, a line a batch size; a marker at each maximum."""
     ax = ax or plt.subplots()[1]
     split = np.linspace(parameters.min_split, parameters.num_steps, 401)
@@ -32,8 +38,13 @@ def objective_lines(parameters: SystemParameters, edge: LatencyModel, device_ste
     return ax
 
 
-def objective_panels(parameters: SystemParameters, edge: LatencyModel, device_step_s: float, alphas: Sequence[float],
-                     batch_sizes: Sequence[int] = (1, 6, 12, 18)) -> plt.Figure:
+def objective_panels(
+    parameters: SystemParameters,
+    edge: LatencyModel,
+    device_step_s: float,
+    alphas: Sequence[float],
+    batch_sizes: Sequence[int] = (1, 6, 12, 18),
+) -> plt.Figure:
     """``objective_lines`` for several preferences, side by side."""
     figure, axes = plt.subplots(1, len(alphas), figsize=(3.2 * len(alphas), 3.4))
     for ax, alpha in zip(axes, alphas):
@@ -54,9 +65,11 @@ def objective_slider(parameters: SystemParameters, edge: LatencyModel, device_st
         ax.set(title=f"best split point {float(optimal_split(alpha, saving, parameters)):.1f}", ylim=(-30, 30))
         plt.show()
 
-    return ipywidgets.interactive(draw, alpha=ipywidgets.FloatLogSlider(50, base=10, min=0, max=3, description="α (s)",
-                                                                        readout_format=".0f"),
-                                  batch=ipywidgets.IntSlider(6, 1, 18, description="batch"))
+    return ipywidgets.interactive(
+        draw,
+        alpha=ipywidgets.FloatLogSlider(50, base=10, min=0, max=3, description="α (s)", readout_format=".0f"),
+        batch=ipywidgets.IntSlider(6, 1, 18, description="batch"),
+    )
 
 
 def tangents(parameters: SystemParameters, points: Sequence[float], ax: plt.Axes | None = None) -> plt.Axes:
@@ -88,8 +101,11 @@ def totals_by_batch(instances: dict[str, Instance], ax: plt.Axes | None = None) 
         ax.plot(range(len(totals)), totals, ms=4, label=name, **style)
         ax.plot(totals.argmax(), totals.max(), "*", ms=15, color=style["color"], markeredgecolor="black", zorder=3)
     ax.axhline(0, color="0.5", lw=0.8)
-    ax.set(xlabel="batch size $B$ (users granted)", ylabel="gain of the best set of that size (s)",
-           xticks=range(0, len(totals), 2))
+    ax.set(
+        xlabel="batch size $B$ (users granted)",
+        ylabel="gain of the best set of that size (s)",
+        xticks=range(0, len(totals), 2),
+    )
     ax.legend()
     return ax
 
@@ -104,17 +120,30 @@ def gain_map(instance: Instance, sets: dict[str, np.ndarray] | None = None, ax: 
     sizes = np.arange(1, instance.largest_batch + 1)
     gains, _ = grant_gains(instance, sizes)
     ax = ax or plt.subplots(figsize=(0.62 * instance.num_users + 2.2, 0.34 * len(sizes) + 1.6))[1]
-    sns.heatmap(gains.round(1) + 0.0, center=0, cmap="RdBu", annot=True, fmt=".1f", ax=ax,
-                annot_kws={"size": 7}, xticklabels=range(instance.num_users), yticklabels=sizes, linewidths=0.5,
-                cbar_kws={"label": "gain (s)"})
+    sns.heatmap(
+        gains.round(1) + 0.0,
+        center=0,
+        cmap="RdBu",
+        annot=True,
+        fmt=".1f",
+        ax=ax,
+        annot_kws={"size": 7},
+        xticklabels=range(instance.num_users),
+        yticklabels=sizes,
+        linewidths=0.5,
+        cbar_kws={"label": "gain (s)"},
+    )
     top = {"largest gains of the row": None}
     for (name, granted), colour, inset in zip((sets or top).items(), ("black", "#D55E00"), (0.06, 0.16)):
         rows = range(len(sizes)) if granted is None else [int(granted.sum()) - 1]
         for row in rows:
             users = np.argsort(-gains[row])[: row + 1] if granted is None else np.flatnonzero(granted)
             for user in users:
-                ax.add_patch(plt.Rectangle((user + inset, row + inset), 1 - 2 * inset, 1 - 2 * inset, fill=False,
-                                           edgecolor=colour, lw=1.6))
+                ax.add_patch(
+                    plt.Rectangle(
+                        (user + inset, row + inset), 1 - 2 * inset, 1 - 2 * inset, fill=False, edgecolor=colour, lw=1.6
+                    )
+                )
         ax.plot([], [], "s", markerfacecolor="none", markeredgecolor=colour, markeredgewidth=1.6, label=name)
     ax.set(xlabel="user", ylabel="batch size $B$")
     ax.tick_params(axis="y", rotation=0)

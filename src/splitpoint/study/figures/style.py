@@ -53,10 +53,20 @@ def use_style(compact: bool = False) -> None:
         set_matplotlib_formats("png")
         shell.display_formatter.formatters["image/png"].for_type(plt.Figure, _palette_png)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
-    mpl.rcParams.update({"figure.dpi": 90, "savefig.dpi": 160, "figure.figsize": (6.4, 3.8),
-                         "axes.titlesize": 10, "axes.titleweight": "bold", "legend.frameon": False,
-                         "legend.fontsize": 8.5, "lines.markersize": 5, "figure.constrained_layout.use": True,
-                         "pdf.fonttype": 42})
+    mpl.rcParams.update(
+        {
+            "figure.dpi": 90,
+            "savefig.dpi": 160,
+            "figure.figsize": (6.4, 3.8),
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "legend.frameon": False,
+            "legend.fontsize": 8.5,
+            "lines.markersize": 5,
+            "figure.constrained_layout.use": True,
+            "pdf.fonttype": 42,
+        }
+    )
 
 
 def _palette_png(figure: plt.Figure) -> bytes:
@@ -91,8 +101,10 @@ def save_figure(figure: plt.Figure, name: str) -> None:
         except OSError as error:
             with suppress(OSError):
                 draft.unlink(missing_ok=True)
-            raise OSError(f"figures/{name}.{ending} cannot be written: {error.strerror or error}. "
-                          "Make room or give write permission, and run again; finished work is kept.") from error
+            raise OSError(
+                f"figures/{name}.{ending} cannot be written: {error.strerror or error}. "
+                "Make room or give write permission, and run again; finished work is kept."
+            ) from error
 
 
 def method_style(method: str) -> tuple[str, object, str, str]:
@@ -113,8 +125,9 @@ def mean_interval(values: pd.Series) -> pd.Series:
     return pd.Series({"mean": values.mean(), "half": half})
 
 
-def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | None = None,
-                 legend: bool = True) -> plt.Axes:
+def method_lines(
+    table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | None = None, legend: bool = True
+) -> plt.Axes:
     """Mean of ``y`` against ``x``, a line a method with its 95 % interval over seeds.
 
     Args:
@@ -128,8 +141,19 @@ def method_lines(table: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | 
     for method, shift in zip(methods, dodge):
         label, colour, marker, line = method_style(method)
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
-        ax.errorbar(stats.index + shift, stats["mean"], stats["half"], label=label, color=colour, marker=marker,
-                    ls=line, lw=1.4, capsize=2, markeredgecolor="black", markeredgewidth=0.4)
+        ax.errorbar(
+            stats.index + shift,
+            stats["mean"],
+            stats["half"],
+            label=label,
+            color=colour,
+            marker=marker,
+            ls=line,
+            lw=1.4,
+            capsize=2,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+        )
     ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(table[x].unique()))
     if legend:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -159,15 +183,22 @@ def latency_lines(lines: dict[str, LatencyModel], max_batch: int = 18, ax: plt.A
     batch = np.arange(1, max_batch + 1)
     colours = sns.color_palette("viridis", len(lines))
     for i, ((name, line), colour) in enumerate(zip(lines.items(), colours)):
-        ax.plot(batch, line.step_latency_s(batch), label=name, ms=3.5, lw=1,
-                **numbered_style(i) | {"color": colour, "ls": "-"})
+        ax.plot(
+            batch,
+            line.step_latency_s(batch),
+            label=name,
+            ms=3.5,
+            lw=1,
+            **numbered_style(i) | {"color": colour, "ls": "-"},
+        )
     ax.set(xlabel="batch size (requests)", ylabel="one denoising step (s)", ylim=(0, None), xticks=batch[1::2])
     ax.legend(ncols=2, title="device")
     return ax
 
 
-def accuracy_curve(models: dict[str, AccuracyModel], min_split: int = 80, num_steps: int = 200,
-                   ax: plt.Axes | None = None) -> plt.Axes:
+def accuracy_curve(
+    models: dict[str, AccuracyModel], min_split: int = 80, num_steps: int = 200, ax: plt.Axes | None = None
+) -> plt.Axes:
     """Accuracy index against split point; shaded is the range that the optimiser may choose from."""
     ax = ax or plt.subplots()[1]
     split = np.linspace(0, num_steps, 201)
@@ -192,16 +223,21 @@ def fitted_line(batch, seconds, fit: Fit, ax: plt.Axes | None = None, label: str
     return ax
 
 
-def split_against_alpha(parameters, edge: LatencyModel, device_step_s: float, batch_sizes=(1, 6, 12, 18),
-                        ax: plt.Axes | None = None) -> plt.Axes:
+def split_against_alpha(
+    parameters, edge: LatencyModel, device_step_s: float, batch_sizes=(1, 6, 12, 18), ax: plt.Axes | None = None
+) -> plt.Axes:
     """Optimal split point against preference, a line a batch size."""
     ax = ax or plt.subplots()[1]
     alpha = np.geomspace(1, 1000, 400)
     for i, batch in enumerate(batch_sizes):
         saving = device_step_s - edge.step_latency_s(batch)
         ax.plot(alpha, optimal_split(alpha, saving, parameters), LINES[i % 4], lw=1.6, label=f"batch {batch}")
-    ax.set(xscale="log", xlabel="preference α (s per unit of accuracy)", ylabel="optimal split point (steps)",
-           ylim=(parameters.min_split - 5, parameters.num_steps + 5))
+    ax.set(
+        xscale="log",
+        xlabel="preference α (s per unit of accuracy)",
+        ylabel="optimal split point (steps)",
+        ylim=(parameters.min_split - 5, parameters.num_steps + 5),
+    )
     ax.legend()
     return ax
 
@@ -212,8 +248,9 @@ def solve_time_lines(table: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axe
     for i, (label, rows) in enumerate(table.groupby("label", sort=False)):
         times = rows.groupby("num_users")["solve_s"].agg(["median", "min", "max"])
         bars = np.abs(times[["min", "max"]].to_numpy().T - times["median"].to_numpy())
-        ax.errorbar(times.index, times["median"], bars, lw=1.3, capsize=2, label=label,
-                    **numbered_style(i) | {"ls": "-"})
+        ax.errorbar(
+            times.index, times["median"], bars, lw=1.3, capsize=2, label=label, **numbered_style(i) | {"ls": "-"}
+        )
         stopped = rows[rows["status"] == "time_limit"]
         ax.scatter(stopped["num_users"], stopped["solve_s"], s=90, facecolors="none", edgecolors="red", zorder=3)
     ax.set(xscale="log", yscale="log", xlabel="users in the window", ylabel="time to solve (s)")
@@ -234,17 +271,33 @@ def shortfall_lines(table: pd.DataFrame, methods: Sequence[str] | None = None, a
         if len(short) == 0 or short[0] < 1e-6:
             continue
         label, colour, marker, line = method_style(method)
-        ax.plot(np.maximum(short, 1e-6), np.arange(1, len(short) + 1) / len(short), label=label, color=colour, ls=line,
-                lw=1.6, drawstyle="steps-pre", marker=marker, markevery=max(1, int((short >= 1e-5).sum()) // 6),
-                markeredgecolor="black", markeredgewidth=0.4)
-    ax.set(xscale="log", yscale="log", xlim=(1e-5, None), xlabel="shortfall from the optimum, 1 − optimality",
-           ylabel="share of windows that fall shorter")
+        ax.plot(
+            np.maximum(short, 1e-6),
+            np.arange(1, len(short) + 1) / len(short),
+            label=label,
+            color=colour,
+            ls=line,
+            lw=1.6,
+            drawstyle="steps-pre",
+            marker=marker,
+            markevery=max(1, int((short >= 1e-5).sum()) // 6),
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+        )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(1e-5, None),
+        xlabel="shortfall from the optimum, 1 − optimality",
+        ylabel="share of windows that fall shorter",
+    )
     ax.legend()
     return ax
 
 
-def gain_lines(tables: dict[str, pd.DataFrame], baseline: pd.DataFrame, x: str, y: str = "reward",
-               ax: plt.Axes | None = None) -> plt.Axes:
+def gain_lines(
+    tables: dict[str, pd.DataFrame], baseline: pd.DataFrame, x: str, y: str = "reward", ax: plt.Axes | None = None
+) -> plt.Axes:
     """What settings gain over a baseline on the same windows: mean of the paired differences with 95 % intervals.
 
     Args:
@@ -263,8 +316,9 @@ def gain_lines(tables: dict[str, pd.DataFrame], baseline: pd.DataFrame, x: str, 
     return ax
 
 
-def difference_lines(tables: dict[str, pd.DataFrame], x: str, y: str = "reward", method: str = "exact",
-                     ax: plt.Axes | None = None) -> plt.Axes:
+def difference_lines(
+    tables: dict[str, pd.DataFrame], x: str, y: str = "reward", method: str = "exact", ax: plt.Axes | None = None
+) -> plt.Axes:
     """One method under several settings: mean of ``y`` against ``x`` with 95 % intervals, a line a setting."""
     ax = ax or plt.subplots()[1]
     for i, (name, table) in enumerate(tables.items()):
@@ -287,16 +341,33 @@ def idea_picture(split_points=(80, 120, 160), num_steps: int = 200) -> plt.Figur
         if start:
             ax.plot([start, start], [row - 0.42, row + 0.42], color="black", lw=2.2, solid_capstyle="butt")
         ax.text(num_steps + 3, row, f"split point $n$ = {split}", va="center", fontsize=8)
-    ax.annotate("hand-over of the half-finished image", (num_steps - split_points[0], -0.42),
-                (num_steps - split_points[0] + 12, -0.9), va="center", fontsize=8,
-                arrowprops={"arrowstyle": "-|>", "lw": 1.0, "color": "black", "relpos": (0, 0.5), "shrinkA": 2,
-                            "shrinkB": 0})
+    ax.annotate(
+        "hand-over of the half-finished image",
+        (num_steps - split_points[0], -0.42),
+        (num_steps - split_points[0] + 12, -0.9),
+        va="center",
+        fontsize=8,
+        arrowprops={"arrowstyle": "-|>", "lw": 1.0, "color": "black", "relpos": (0, 0.5), "shrinkA": 2, "shrinkB": 0},
+    )
     ax.text(4, 0, "shared model, one batch on the edge", va="center", color="white", fontsize=8, weight="bold")
-    ax.text(num_steps - 4, len(users) - 1, "own model, on the user's device", va="center", ha="right", fontsize=8,
-            weight="bold", bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
-    ax.set(yticks=range(len(users)), yticklabels=[name for name, _ in users], xlim=(0, num_steps + 52),
-           ylim=(len(users) - 0.5, -1.2), xlabel="denoising step (from noise, left, to image, right)",
-           xticks=range(0, num_steps + 1, 40))
+    ax.text(
+        num_steps - 4,
+        len(users) - 1,
+        "own model, on the user's device",
+        va="center",
+        ha="right",
+        fontsize=8,
+        weight="bold",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+    )
+    ax.set(
+        yticks=range(len(users)),
+        yticklabels=[name for name, _ in users],
+        xlim=(0, num_steps + 52),
+        ylim=(len(users) - 0.5, -1.2),
+        xlabel="denoising step (from noise, left, to image, right)",
+        xticks=range(0, num_steps + 1, 40),
+    )
     ax.grid(False)
     sns.despine(ax=ax, left=True)
     return figure

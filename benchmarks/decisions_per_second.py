@@ -9,11 +9,11 @@ import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402 - after the number of threads is set
+import numpy as np
 
-from splitpoint.files import data_path, write_meta, write_rows  # noqa: E402
-from splitpoint.learning import Scenario, load_agent  # noqa: E402
-from splitpoint.offloading import sample_instance, solve  # noqa: E402
+from splitpoint.files import data_path, write_meta, write_rows
+from splitpoint.learning import Scenario, load_agent
+from splitpoint.offloading import sample_instance, solve
 
 USERS = (1, 2, 4, 8, 12, 16, 20)
 SLOWEST_S = 2.0

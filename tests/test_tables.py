@@ -58,7 +58,7 @@ def test_an_unknown_kind_is_refused_before_any_work(scratch_project):
 
 
 def test_a_table_goes_stale_when_the_code_of_its_rooms_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "__file__", str(tmp_path / "study" / "tables.py"))
+    monkeypatch.setattr(tables, "__file__", str(tmp_path / "tables.py"))
     for room in ("study", "learning"):
         tmp_path.joinpath(room).mkdir()
         tmp_path.joinpath(room, "code.py").write_text("x = 1\n")

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def write_meta(
         "kind": kind,
         "command": command,
         "seed": seed,
-        "date_utc": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+        "date_utc": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
         "device": device or device_name(),
         "settings": settings or {},
         "versions": library_versions(),

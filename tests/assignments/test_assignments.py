@@ -12,12 +12,12 @@ from splitpoint.files import project_root
 
 pytest.importorskip("nbgrader", reason="nbgrader is not installed: pip install -e '.[assignments]'")
 
-from nbgrader import utils  # noqa: E402
-from nbgrader.nbgraderformat import MetadataValidator, ValidationError  # noqa: E402
+from nbgrader import utils
+from nbgrader.nbgraderformat import MetadataValidator, ValidationError
 
-from tests.assignments import light  # noqa: E402
-from tests.assignments.other_answers import OTHER_ANSWERS  # noqa: E402
-from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell  # noqa: E402
+from tests.assignments import light
+from tests.assignments.other_answers import OTHER_ANSWERS
+from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),

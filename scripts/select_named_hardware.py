@@ -2,8 +2,8 @@
 
     python scripts/select_named_hardware.py COLLECTION.csv
 
-The collection is a table, written down by hand from public benchmark tables, with one published number a row and where
-it stands. What is kept, and why, is said beside each rule; seconds per step are computed here from the published number.
+The collection was written down by hand from public benchmark tables: one published number a row, and where it stands.
+What is kept, and why, is said beside each rule; seconds per step are computed here from the published number.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from pathlib import Path
 from splitpoint.files import data_path, write_meta, write_rows
 
 COLUMNS = (
-    "device", "device_type", "architecture", "resolution_px", "dtype", "software", "software_detail", "guidance", "scope",
-    "batch_size", "num_steps", "published_value", "published_unit", "step_s", "source", "source_version", "licence",
+    "device", "device_type", "architecture", "resolution_px", "dtype", "software", "software_detail", "guidance",
+    "scope", "batch_size", "num_steps", "published_value", "published_unit", "step_s", "source", "source_version",
+    "licence",
 )  # fmt: skip
 AS_COLLECTED = (
     "resolution_px", "dtype", "scope", "batch_size", "num_steps", "published_value", "published_unit", "source",

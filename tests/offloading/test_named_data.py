@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import re
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_series_holds_each_batch_size_once_and_rises():
 def test_no_image_gets_dearer_by_more_than_a_seventh_in_a_larger_batch():
     for key, rows in by_series(ROWS).items():
         each = [float(row["step_s"]) / int(row["batch_size"]) for row in rows]
-        assert all(after < 8 / 7 * before for before, after in zip(each, each[1:])), key
+        assert all(after < 8 / 7 * before for before, after in pairwise(each)), key
 
 
 def test_enough_edges_and_devices():
@@ -94,7 +95,7 @@ def collected(**changes):
     row = dict(hardware="NVIDIA T4", hardware_kind="edge_gpu", model="sd-1.5", resolution_px="512x512", dtype="fp16",
                software="torch 2.0 eager (SDPA)", batch_size="1", num_steps="50", published_value="5",
                published_unit="s per pipeline call", step_s="0.1", scope="end_to_end", quality="end_to_end",
-               unet_evaluations_per_image_step="2", source="somebody/benchmarks lambda", source_commit_or_date="0123456789",
+               unet_evaluations_per_image_step="2", source="somebody/lambda", source_commit_or_date="0123456789",
                source_licence="MIT (of the repository)")  # fmt: skip
     return row | changes
 
@@ -122,7 +123,7 @@ def test_two_sizes_are_enough_for_a_phone_and_not_for_an_edge(script):
 
 
 def test_a_derived_number_that_does_not_follow_is_refused(script):
-    with pytest.raises(ValueError, match="step_s=0.2 of NVIDIA T4 is 0.1 by its unit"):
+    with pytest.raises(ValueError, match=r"step_s=0.2 of NVIDIA T4 is 0.1 by its unit"):
         script.tidy(collected(step_s="0.2"))
     with pytest.raises(ValueError, match="unit='furlongs' is not known"):
         script.step_seconds(1.0, "furlongs", "")

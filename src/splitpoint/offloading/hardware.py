@@ -1,6 +1,7 @@
 """Hardware: measured latency profiles, published ones of machines with names, and instances drawn from them."""
 
 import csv
+import re
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -246,8 +247,8 @@ def fit_floor(batch: ArrayLike, seconds: ArrayLike) -> LatencyModel | TwoPieceLa
 
     On a fast card the smallest batches wait for the host to launch kernels, not for arithmetic. The floor is the mean
     of the first one or two sizes and the line goes through the others; whichever is off by less, relative to what was
-    published, is kept, and the plain line where the floor would not lie a tenth above it. Through three sizes such a line
-    passes exactly, so its error says nothing there.
+    published, is kept, and the plain line where the floor would not lie a tenth above it. Such a line passes through
+    three sizes exactly, so its error says nothing there.
 
     Args:
         batch: batch sizes, shape (n,), ascending, at least three.
@@ -268,7 +269,7 @@ def fit_floor(batch: ArrayLike, seconds: ArrayLike) -> LatencyModel | TwoPieceLa
         if h < 0:  # as fit_latency does: an empty batch takes no negative time
             k, h = np.sum(batch[level:] * seconds[level:]) / np.sum(batch[level:] ** 2), 0.0
         floor = float(np.mean(seconds[:level]))
-        if k <= 0 or floor < 1.1 * (k * batch[level - 1] + h):
+        if k <= 0 or floor < max(1.1 * (k * batch[0] + h), k * batch[level - 1] + h):
             continue
         bent = TwoPieceLatency(float((floor - h) / k), floor, 0.0, float(k))
         if np.abs(line_error(bent, batch, seconds)).max() < np.abs(line_error(best, batch, seconds)).max():
@@ -351,9 +352,7 @@ class Machine:
 
 
 def _short(device: str) -> str:
-    for maker in ("NVIDIA ", "GeForce ", "AMD Instinct "):
-        device = device.replace(maker, "")
-    return device
+    return re.sub(r"(?i)^(NVIDIA|AMD Instinct) (GeForce )?", "", device)
 
 
 @cache
@@ -380,7 +379,7 @@ def _machine(runs: dict[str, list[dict[str, str]]]) -> Machine:
     seconds = {steps: np.array([float(row["step_s"]) for row in run]) for steps, run in runs.items()}
     batch = np.array([float(row["batch_size"]) for row in next(iter(runs.values()))])
     if len(runs) == 1:
-        return Machine(tuple(rows), batch, *seconds.values(), rows[0]["scope"])
+        return Machine(tuple(rows), batch, next(iter(seconds.values())), rows[0]["scope"])
     few, many = sorted(seconds, key=int)
     more = int(many) * seconds[many] - int(few) * seconds[few]
     return Machine(tuple(rows), batch, more / (int(many) - int(few)), "difference")

@@ -1,13 +1,11 @@
-"""Tables and figures of named machines: against the published numbers, brute force and what must hold of any loss."""
+"""Tables of named machines: against the published numbers, brute force and what must hold of any loss."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from splitpoint.offloading import LatencyModel, evaluate, hardware, published_latency, solve
-from splitpoint.offloading.hardware import Curve, Scenario
+from splitpoint.offloading.hardware import Scenario
 from splitpoint.study import hardware as study
-from splitpoint.study.figures import hardware as figures
 from splitpoint.study.sweeps import reward_sweep
 
 FEW = (("A100 40GB", "compiled"), ("A100 40GB", "vanilla"), ("T4", "eager"))
@@ -111,6 +109,17 @@ def test_sweeps_take_a_scenario_and_gains_are_paired(scratch_project):
         study.scenario_settings(hardware.scenario(num_steps=50))
 
 
+def test_who_is_served_counts_every_request():
+    table = study.who_is_served(num_users=6, seeds=20)
+    assert table["asked"].sum() == 120 and table["granted"].between(0, 1).all()
+    assert table["step_s"].is_monotonic_increasing and set(table.index) == set(
+        hardware.POPULATIONS["phones of 2021–2025"]
+    )
+    scenario = hardware.scenario("A100", "compiled")
+    plans = [solve(scenario.sample(6, np.random.default_rng([seed, 6]))) for seed in range(20)]
+    assert (table["asked"] * table["granted"]).sum() == pytest.approx(sum(p.granted.sum() for p in plans))
+
+
 def test_fewer_steps_change_what_is_gained_and_hardly_who_is_served():
     table = study.steps_table(seeds=6, steps=(200, 50))
     latent = table.loc["latent"]
@@ -126,23 +135,3 @@ def test_gpus_side_by_side_are_no_faster_than_one_with_its_share():
     table = study.pooled_or_apart((4, 16), seeds=5)
     assert (table["gain_s, apart"] <= table["gain_s, pooled"] + 1e-9).all()
     assert (table["pooled plan, apart"] <= table["gain_s, apart"] + 1e-9).all()
-
-
-def test_figures_draw_what_the_tables_hold(losses):
-    edges = [hardware.edge(*pair) for pair in FEW]
-    devices = [hardware.device(name) for name in ("iPhone 13", "Samsung Galaxy S24", "MacBook Pro (M2)")]
-    ax = figures.named_steps(edges, devices, {"own": Curve(np.array([1.0, 2]), np.array([3.0, 5]))})
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), edges[0].seconds)
-    np.testing.assert_allclose(ax.lines[3].get_ydata(), [devices[0].step_s, devices[1].step_s])
-    np.testing.assert_allclose(ax.lines[5].get_ydata(), [3, 5])
-    lines = study.line_table(edges)
-    ax = figures.line_plane(lines)
-    assert sum(line.get_marker() == "*" for line in ax.lines) == 11
-    bars = figures.software_bars(lines[:2]).patches
-    assert [bar.get_height() for bar in bars] == pytest.approx([*lines["k (ms)"][:2], *lines["h (ms)"][:2]])
-    ax = figures.loss_map(study.loss_matrix(losses))
-    assert ax.texts[0].get_text() == "0.00" and len(ax.texts) == 9
-    table = losses.rename(columns={"granted": "share_granted"})
-    figure = figures.edge_panels({"edge": table})
-    assert figure.axes[0].get_ylabel() == "gain over all-local (s per user)"
-    plt.close("all")

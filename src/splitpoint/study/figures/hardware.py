@@ -36,7 +36,7 @@ def named_steps(
         ax.plot(np.full(len(rows), place), rows["step_s"], markeredgewidth=1.4, label=KINDS.get(kind, kind), **marks)
     for (name, curve), line in zip(measured.items(), ("-", "--", ":", "-.")):
         sizes, medians = curve.medians()
-        ax.plot(sizes, medians, color="black", ls=line, lw=1.8, marker="*", ms=8, label=f"measured here: {name}")
+        ax.plot(sizes, medians, color="black", ls=line, lw=1.8, marker="*", ms=8, label=f"{name} (measured)")
     ax.set(xscale="log", yscale="log", xlabel="batch size (guided images); devices left of 1 at batch 1")
     ax.set(ylabel="one denoising step (s)", xticks=[1, 2, 4, 8, 16], xticklabels=["1", "2", "4", "8", "16"])
     ax.minorticks_off()
@@ -80,8 +80,9 @@ def software_bars(lines: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
         ax.bar(place + 0.38 * i, lines[column], 0.36, color=COLOURS[i], label=name, hatch="//" if i else None)
         ax.errorbar(place + 0.38 * i, lines[column], half, fmt="none", color="black", lw=1, capsize=3)
     ax.set(xticks=place + 0.19, xticklabels=lines["software"], ylabel="milliseconds")
+    ax.set(ylim=(None, 1.3 * ax.get_ylim()[1]))  # room for the legend
     ax.axhline(0, color="0.4", lw=0.8)
-    ax.legend()
+    ax.legend(loc="upper left")
     return ax
 
 

@@ -1,6 +1,7 @@
 """The miniature: a folder that diffusers reads, prompts that matter, damage that is noticed, training that resumes."""
 
 import warnings
+from operator import attrgetter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,6 +28,7 @@ from splitpoint.diffusion.mini_training import (
     decibels,
     fit_autoencoder,
     fit_denoiser,
+    improve_mini,
     picture_loss,
     train_mini,
     whiten_latents,
@@ -291,6 +293,21 @@ def test_a_tiny_one_takes_the_committed_autoencoder(pipe):
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
     for one, other in zip(trained.vae.parameters(), pipe.vae.parameters()):
         assert torch.equal(one, other)
+
+
+def test_an_improved_miniature_keeps_its_latents_and_says_what_it_came_from(folder, tmp_path):
+    images = load_emoji(["noto"], ["rocket", "red apple"]).images
+    before, latents = load_mini(folder), encode_images(load_mini(folder).vae, images)[0]
+    improve_mini(folder, tmp_path / "better", steps=2, decoder_steps=2, styles=["noto"], device="cpu")
+    after = load_mini(tmp_path / "better")
+    torch.testing.assert_close(encode_images(after.vae, images)[0], latents, rtol=1e-2, atol=1e-2)
+    for part in ("vae.decoder", "unet", "text_encoder"):
+        weights = [attrgetter(part)(pipe).state_dict() for pipe in (before, after)]
+        assert any(not torch.equal(one, other) for one, other in zip(*(w.values() for w in weights)))
+    command = read_meta(tmp_path / "better" / "model_index.json")["command"]
+    assert command.startswith("none; ") and command.endswith("--improve --steps 2 --vae-steps 2 --seed 1")
+    with pytest.raises(ValueError, match="decoder_steps=0"):
+        improve_mini(folder, decoder_steps=0)
 
 
 def test_a_report_counts_what_the_judge_names_right(folder, monkeypatch):

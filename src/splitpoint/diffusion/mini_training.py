@@ -40,7 +40,7 @@ from splitpoint.diffusion.mini_networks import (
     token_ids,
 )
 from splitpoint.diffusion.training import Run, bfloat16_is_fast, fit, noised, training_device, writable_folder
-from splitpoint.files import data_path, write_atomically, write_meta
+from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 VAE_BATCH, VAE_LEARNING_RATE = 16, 1.5e-3
 _COMMAND = "python -m splitpoint.diffusion.mini_training"
@@ -270,10 +270,8 @@ def train_mini(
     """
     one_of("size", size, SIZES)
     shape = SIZES[size]
-    steps, vae_steps = (
-        (shape.unet_steps if steps is None else steps),
-        (shape.vae_steps if vae_steps is None else vae_steps),
-    )
+    steps = shape.unet_steps if steps is None else steps
+    vae_steps = shape.vae_steps if vae_steps is None else vae_steps
     whole_number("steps", steps, 1)
     whole_number("vae_steps", vae_steps, 1)
     Run(minutes=minutes)  # refuses a budget that is none
@@ -313,6 +311,69 @@ def train_mini(
         settings = asdict(shape) | done | {"unet_steps": len(losses), "final_loss": float(np.mean(losses[-200:]))}
         settings |= {"styles": list(styles), "concepts": len(shown.concepts)}
         save_mini(pipe, out, shown.concepts, command, seed, settings)
+    return pipe
+
+
+def improve_mini(
+    folder: Path | None = None,
+    out: Path | None = None,
+    *,
+    steps: int = 2_100,
+    decoder_steps: int = 2_400,
+    seed: int = 1,
+    styles: Sequence[str] = STYLES,
+    resume: bool = False,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> MiniPipeline:
+    """Train a finished miniature further: decoder, U-Net and text encoder. Its latents stay what they are.
+
+    Args:
+        folder: of the pipeline to start from; the committed miniature's when left out.
+        out: folder to write; ``folder`` itself when left out.
+        steps: of U-Net and text encoder.
+        decoder_steps: of the decoder.
+        seed: seed of order and noise.
+        styles: whose drawings it shall see.
+        resume: go on from the last checkpoint in ``out``.
+        device: where to train; a GPU if there is one.
+        progress: show progress bars.
+
+    Returns:
+        the trained pipeline, on ``device``.
+
+    Raises:
+        ValueError: for a folder that is no pipeline or cannot be written, a number out of range, a foreign checkpoint.
+    """
+    whole_number("steps", steps, 1)
+    whole_number("decoder_steps", decoder_steps, 1)
+    folder = data_path("models", "mini") if folder is None else Path(folder)
+    out = folder if out is None else Path(out)
+    device = device or training_device()
+    pipe = load_mini(folder, device)
+    before = read_meta(folder / "model_index.json")
+    writable_folder("out", out)
+    shown = load_emoji(styles, pipe.concepts)
+
+    def run(part: str) -> Run:
+        return Run(out / f"checkpoint.{part}.safetensors", resume, progress=progress)
+
+    images = np.concatenate([shown.images] * 4 + [load_emoji(styles).images])
+    fit_autoencoder(
+        pipe.vae,
+        images,
+        decoder_steps,
+        seed=seed,
+        learning_rate=1e-3,
+        feature_maps=concept_maps(device),
+        decoder_only=True,
+        run=run("decoder"),
+    )
+    losses = fit_denoiser(pipe, shown, steps, seed=seed, learning_rate=4e-4, run=run("further"))
+    settings = {**before["settings"], "further_unet_steps": len(losses), "further_decoder_steps": decoder_steps}
+    settings["final_loss"] = float(np.mean(losses[-200:]))
+    command = f"{before['command']}; {_COMMAND} --improve --steps {steps} --vae-steps {decoder_steps} --seed {seed}"
+    save_mini(pipe, out, pipe.concepts, command, seed, settings)
     return pipe
 
 
@@ -366,11 +427,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--report", action="store_true", help="train nothing; judge what is in --out")
+    parser.add_argument("--improve", action="store_true", help="train what is in --out further, on the same latents")
     given = parser.parse_args()
     if given.report:
         print(json.dumps(report(given.out)))
         return
     print(f"training into {given.out}")
+    if given.improve:
+        counts = {"steps": given.steps, "decoder_steps": given.vae_steps}
+        counts = {name: value for name, value in counts.items() if value is not None}
+        improve_mini(given.out, **counts, seed=given.seed, resume=given.resume)
+        return
     train_mini(
         given.size,
         given.out,

@@ -68,6 +68,14 @@ def test_a_machine_of_ones_own_joins_the_tables(my_machine, capsys):
     assert share[[1, 8]].tolist() == pytest.approx([1e6 / 0.005 / 1e9, 8e6 / 0.019 / 1e9])
 
 
+def test_a_rate_that_was_timed_once_gives_no_shares(my_machine):
+    path = results_path("my_machine.csv")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, *(line.replace("eager", "channels_last") for line in lines[1:])]))
+    write_meta(path, kind="measured", command="make profile", device="my box")
+    assert not any("my box" in curve for curve, *_ in share_of_matrix_rate().index)
+
+
 def test_figures_draw_medians_and_errors():
     curves = {"a": curve_of(LatencyModel(0.02, 0.03)), "b": curve_of(TwoPieceLatency(18, 0.38, 0.02, 0.04))}
     ax = latency_figures.latency_curves(curves)

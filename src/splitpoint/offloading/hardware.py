@@ -1,15 +1,19 @@
-"""Measured latency profiles: reading, checking, fitting, and drawing instances from them."""
+"""Hardware: measured latency profiles, published ones of machines with names, and instances drawn from them."""
 
 import csv
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.checks import finite_array, finite_number
-from splitpoint.offloading.curves import Fit, LatencyModel, fit_latency
-from splitpoint.offloading.problem import Profiles, published_profiles
+from splitpoint.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.files import data_path, read_meta
+from splitpoint.offloading.curves import AccuracyModel, Fit, LatencyModel, fit_latency
+from splitpoint.offloading.problem import Instance, Profiles, SystemParameters, published_profiles, sample_instance
 
 KEY = ("device", "architecture", "dtype", "mode", "guidance")
 REQUIRED = (*KEY, "batch_size", "repeat", "status", "step_s")
@@ -200,3 +204,355 @@ def measured_profiles(edge_gpu: LatencyModel) -> Profiles:
     ratios = published.device_steps_s / published.edge_gpu.step_latency_s(1)
     step_s = float(edge_gpu.step_latency_s(1))
     return Profiles(edge_gpu, tuple(LatencyModel(float(ratio * step_s), 0.0) for ratio in ratios))
+
+
+@dataclass(frozen=True)
+class TableLatency:
+    """Step latencies as published, batch size by batch size; straight between two of them and on from the last two.
+
+    Args:
+        batch: batch sizes, ascending, at least two.
+        seconds: of one step, one a batch size.
+
+    Raises:
+        ValueError: for fewer than two sizes, sizes that do not rise, or seconds that are not positive.
+    """
+
+    batch: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self):
+        batch, seconds = finite_array("batch", self.batch), finite_array("seconds", self.seconds)
+        if batch.ndim != 1 or len(batch) < 2 or batch.shape != seconds.shape or np.any(np.diff(batch) <= 0):
+            raise ValueError(f"batch={self.batch} must hold two sizes or more that rise, one for each of the seconds")
+        if np.any(seconds <= 0):
+            raise ValueError(f"seconds={self.seconds} must be positive")
+
+    def step_latency_s(self, batch_size: ArrayLike) -> NDArray[np.float64]:
+        """Seconds of one denoising step; ``batch_size`` of any shape."""
+        batch, seconds = np.array(self.batch), np.array(self.seconds)
+        size = np.asarray(batch_size, dtype=float)
+        piece = np.clip(np.searchsorted(batch, size) - 1, 0, len(batch) - 2)
+        slope = np.diff(seconds) / np.diff(batch)
+        return seconds[piece] + slope[piece] * (size - batch[piece])
+
+    def shared_by(self, num_gpus: int) -> "TableLatency":
+        """The same work spread evenly over several GPUs."""
+        finite_number("num_gpus", num_gpus, minimum=1)
+        return TableLatency(self.batch, tuple(s / num_gpus for s in self.seconds))
+
+
+def fit_floor(batch: ArrayLike, seconds: ArrayLike) -> LatencyModel | TwoPieceLatency:
+    """``max(floor, k·b + h)``: a machine that cannot start work faster than it does at batch 1 or 2.
+
+    On a fast card the smallest batches wait for the host to launch kernels, not for arithmetic. The floor is the mean
+    of the first one or two sizes and the line goes through the others; whichever is off by less, relative to what was
+    published, is kept, and the plain line where the floor would not lie a tenth above it. Such a line passes through
+    three sizes exactly, so its error says nothing there.
+
+    Args:
+        batch: batch sizes, shape (n,), ascending, at least three.
+        seconds: of one step, shape (n,).
+
+    Returns:
+        A bent line, level up to where the line passes the floor; a LatencyModel where nothing is bound by launches.
+
+    Raises:
+        ValueError: for fewer than three sizes or numbers that are not finite and positive.
+    """
+    best = fit_latency(batch, seconds, nonnegative=True).model
+    batch, seconds = finite_array("batch", batch), finite_array("seconds", seconds)
+    for level in (1, 2):
+        if len(batch) - level < 2:
+            break
+        k, h = np.polyfit(batch[level:], seconds[level:], 1)
+        if h < 0:  # as fit_latency does: an empty batch takes no negative time
+            k, h = np.sum(batch[level:] * seconds[level:]) / np.sum(batch[level:] ** 2), 0.0
+        floor = float(np.mean(seconds[:level]))
+        if k <= 0 or floor < max(1.1 * (k * batch[0] + h), k * batch[level - 1] + h):
+            continue
+        bent = TwoPieceLatency(float((floor - h) / k), floor, 0.0, float(k))
+        if np.abs(line_error(bent, batch, seconds)).max() < np.abs(line_error(best, batch, seconds)).max():
+            best = bent
+    return best
+
+
+#: networks whose steps cost about the same: Stable Diffusion 1.x and 2.1-base at 512 × 512; the first that was measured
+FAMILIES = {"sd": ("sd-1.5", "sd-1.4", "sd-1.x", "sd-2.1"), "sdxl": ("sdxl",)}
+SERIES = ("device", "architecture", "resolution_px", "dtype", "software", "software_detail", "source")
+#: of the released run, authors' released code, fitting/image_generation.py
+RELEASED_STEPS = 200
+#: a latent of 4 × 64 × 64 in fp16; the device encodes the prompt itself
+LATENT_BITS = 4 * 64 * 64 * 16
+
+
+@dataclass(frozen=True, eq=False)
+class Machine:
+    """Published step times of one machine with one software, with where they were published.
+
+    Args:
+        rows: as in ``data/latency_profiles/named.csv``, one a published number.
+        batch: batch sizes, shape (n,), ascending, in guided images.
+        seconds: of one step of the whole batch, shape (n,).
+        scope: what the seconds hold: ``denoise_loop`` and ``unet_only`` steps alone, ``end_to_end`` also a share of
+            text encoder and decoder, ``difference`` what 50 steps took longer than 25, so steps alone.
+    """
+
+    rows: tuple[dict[str, str], ...]
+    batch: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    scope: str
+
+    @property
+    def name(self) -> str:
+        """Without the maker: ``A100``, ``RTX 4090``, ``iPhone 14 Pro Max``."""
+        return _short(self.rows[0]["device"])
+
+    @property
+    def software(self) -> str:
+        """Short name of the software, for instance ``compiled``."""
+        return self.rows[0]["software"]
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch that was published, which is also the largest that is planned with."""
+        return int(self.batch[-1])
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step at batch 1."""
+        if self.batch[0] != 1:
+            raise ValueError(f"batch 1 of {self.name}, {self.software}, was not published; there are {self.batch}")
+        return float(self.seconds[0])
+
+    @property
+    def rounding_s(self) -> tuple[float, float]:
+        """Where the step at batch 1 lies, as far as the digits of the published number say, in seconds."""
+        value, unit = self.rows[0]["published_value"], self.rows[0]["published_unit"]
+        half = 0.5 * 10.0 ** -len(value.partition(".")[2])
+        ends = 1 - half / float(value), 1 + half / float(value)
+        low, high = (1 / ends[1], 1 / ends[0]) if unit.startswith("it") else ends
+        return self.step_s * low, self.step_s * high
+
+    def fit(self) -> Fit:
+        """The least-squares line with its 95 % intervals, its intercept held at zero if it would be negative."""
+        return fit_latency(self.batch, self.seconds, nonnegative=True)
+
+    def line(self) -> LatencyModel:
+        """``k·b + h``."""
+        return self.fit().model
+
+    def floor(self) -> LatencyModel | TwoPieceLatency:
+        """``max(floor, k·b + h)``, see ``fit_floor``."""
+        return fit_floor(self.batch, self.seconds)
+
+    def table(self) -> TableLatency:
+        """The published numbers themselves."""
+        return TableLatency(tuple(map(float, self.batch)), tuple(map(float, self.seconds)))
+
+
+def _short(device: str) -> str:
+    return re.sub(r"(?i)^(NVIDIA|AMD Instinct) (GeForce )?", "", device)
+
+
+@cache
+def machines() -> tuple[Machine, ...]:
+    """Every named machine with every software, as published (``data/latency_profiles/named.csv``).
+
+    Two runs that differ in their number of steps alone (AITemplate, 25 and 50) become one machine: what the longer run
+    took more, divided by the steps it had more, holds neither text encoder nor decoder.
+
+    Raises:
+        ValueError: if the file or its sidecar is missing or damaged.
+    """
+    path, groups = data_path("latency_profiles", "named.csv"), {}
+    read_meta(path)
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            runs = groups.setdefault(tuple(row[name] for name in (*SERIES, "scope")), {})
+            runs.setdefault(row["num_steps"], []).append(row)
+    return tuple(_machine(runs) for runs in groups.values())
+
+
+def _machine(runs: dict[str, list[dict[str, str]]]) -> Machine:
+    rows = [row for run in runs.values() for row in run]
+    seconds = {steps: np.array([float(row["step_s"]) for row in run]) for steps, run in runs.items()}
+    batch = np.array([float(row["batch_size"]) for row in next(iter(runs.values()))])
+    if len(runs) == 1:
+        return Machine(tuple(rows), batch, next(iter(seconds.values())), rows[0]["scope"])
+    few, many = sorted(seconds, key=int)
+    more = int(many) * seconds[many] - int(few) * seconds[few]
+    return Machine(tuple(rows), batch, more / (int(many) - int(few)), "difference")
+
+
+def edge(name: str, software: str = "eager", *, model: str = "sd", dtype: str = "fp16") -> Machine:
+    """A named GPU with published steps at three batch sizes or more.
+
+    Args:
+        name: with or without the maker, for instance ``"A100"`` or ``"NVIDIA GeForce RTX 4090"``.
+        software: for instance ``"eager"``, ``"compiled"``, ``"xformers"``, ``"vanilla"``, ``"onnxruntime"``.
+        model: ``"sd"`` (Stable Diffusion 1.x, 512 × 512) or ``"sdxl"``.
+        dtype: ``"fp16"`` or ``"fp32"``.
+
+    Returns:
+        The machine; of several series the one whose seconds hold steps alone, then the one with most batch sizes.
+
+    Raises:
+        ValueError: with the names or software there are, for one that was not published.
+    """
+    found = [m for m in _family(model) if len(m.batch) >= 3 and m.rows[0]["dtype"] == dtype]
+    found = _named(found, name, software)
+    return min(found, key=lambda m: (m.scope == "end_to_end", -len(m.batch)))
+
+
+def device(name: str, software: str | None = None, *, model: str = "sd") -> Machine:
+    """A named machine as a user's device: its published step at batch 1.
+
+    Args:
+        name: for instance ``"iPhone 14 Pro Max"``.
+        software: left out, the fastest that was published for the first network of the family that was.
+        model: ``"sd"`` (Stable Diffusion 1.x or 2.1-base, 512 × 512) or ``"sdxl"``.
+
+    Returns:
+        The machine; where steps alone and whole runs were published, the steps.
+
+    Raises:
+        ValueError: with the names or software there are, for one that was not published.
+    """
+    found = _named([m for m in _family(model) if m.batch[0] == 1], name, software)
+    networks = FAMILIES[model]
+    return min(found, key=lambda m: (m.scope == "end_to_end", networks.index(m.rows[0]["architecture"]), m.step_s))
+
+
+def _family(model: str) -> list[Machine]:
+    one_of("model", model, FAMILIES)
+    return [m for m in machines() if m.rows[0]["architecture"] in FAMILIES[model]]
+
+
+def _named(found: list[Machine], name: str, software: str | None) -> list[Machine]:
+    names = list(dict.fromkeys(m.name for m in found))
+    short = {each.lower(): each for each in names}.get(_short(name).lower(), name)
+    one_of("name", short, names)
+    found = [m for m in found if m.name == short]
+    if software is not None:
+        one_of("software", software, dict.fromkeys(m.software for m in found))
+        found = [m for m in found if m.software == software]
+    return found
+
+
+#: ``{population: {device: weight}}``. No weight is a market share: those are not in the data.
+POPULATIONS = {
+    # each year weighs the same, and so do the models of a year; the last two of 2025 are makers' reference designs
+    "phones of 2021–2025": {
+        "iPhone 13": 3, "iPhone 13 Pro Max": 3, "iPhone 14": 3, "iPhone 14 Pro Max": 3, "vivo iQOO 12": 6,
+        "Samsung Galaxy S24": 3, "OnePlus 13": 3,
+        "Samsung Galaxy S25": 2, "Snapdragon 8 Elite Gen 5 QRD": 2, "Snapdragon 7 Gen 4 QRD": 2,
+    },
+    # an assumption: six users, one of whom draws on an old processor
+    "a lab's laptops": {
+        "MacBook Pro (M1)": 1, "MacBook Pro (M2)": 1, "MacBook Pro (M1 Pro, 16-core GPU)": 1,
+        "MacBook Pro (M1 Max, 24-core GPU)": 1, "Snapdragon X Elite CRD": 1, "Intel Core i7-8750H": 1,
+    },
+}  # fmt: skip
+RELEASED_DEVICES = "the released devices"
+
+
+def population(name: str) -> tuple[tuple[LatencyModel, ...], tuple[float, ...]]:
+    """Devices of a population, fastest first, and how likely each is.
+
+    Args:
+        name: of ``POPULATIONS``, or ``"the released devices"`` (published lines 3 to 10, weights rising 1 to 2).
+
+    Returns:
+        The devices, each as a line with the published step at batch 1 and no intercept; their weights, which add up
+        to one.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    one_of("name", name, (*POPULATIONS, RELEASED_DEVICES))
+    if name == RELEASED_DEVICES:
+        released = published_profiles()
+        return released.devices, tuple(map(float, released.weights))
+    weighted = sorted((device(each).step_s, weight) for each, weight in POPULATIONS[name].items())
+    total = sum(weight for _, weight in weighted)
+    return tuple(LatencyModel(s, 0.0) for s, _ in weighted), tuple(weight / total for _, weight in weighted)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A named edge and the users who hold named devices.
+
+    The released curve and range of split points are in steps of 200. A run with fewer steps is taken for the same run
+    in larger steps: a share of the steps means what it meant, and so does a second. That holds while the spacing of the
+    noise levels is the same (notebook 04); nothing was measured at other numbers of steps.
+
+    Args:
+        edge: step latency of the edge as one machine.
+        max_batch: most users it admits.
+        population: see ``population``.
+        num_steps: denoising steps of one image, ``N``; all of them with guidance, as all published numbers here are.
+        packet_bits: hand-over of one intermediate result.
+        transmission: see ``SystemParameters``.
+    """
+
+    edge: LatencyModel | TwoPieceLatency | TableLatency
+    max_batch: int
+    population: str
+    num_steps: int = RELEASED_STEPS
+    packet_bits: float = LATENT_BITS
+    transmission: Literal["released", "corrected"] = "corrected"
+
+    def __post_init__(self):
+        whole_number("num_steps", self.num_steps, 2)
+        population(self.population)
+
+    @property
+    def parameters(self) -> SystemParameters:
+        """The released parameters with this scenario's steps, packet and batch limit."""
+        released, share = SystemParameters(), self.num_steps / RELEASED_STEPS
+        accuracy = AccuracyModel(released.accuracy.steepness / share, released.accuracy.midpoint * share)
+        return SystemParameters(
+            num_steps=self.num_steps,
+            min_split=round(released.min_split * share),
+            max_batch=self.max_batch,
+            intermediate_bits=self.packet_bits,
+            transmission=self.transmission,
+            accuracy=accuracy,
+        )
+
+    @property
+    def profiles(self) -> Profiles:
+        """Edge and devices to draw windows from."""
+        devices, weights = population(self.population)
+        return Profiles(self.edge, devices, weights)
+
+    def sample(self, num_users: int, rng: np.random.Generator) -> Instance:
+        """One window by the released sampling rules, see ``sample_instance``.
+
+        The released preferences are seconds of a run of 200 steps; those of a shorter run are smaller in proportion.
+        """
+        drawn = sample_instance(num_users, 1, rng, self.parameters, self.profiles)
+        return replace(drawn, alpha=drawn.alpha * self.num_steps / RELEASED_STEPS)
+
+
+def scenario(
+    edge_name: str = "A100",
+    software: str = "compiled",
+    users: str = "phones of 2021–2025",
+    num_steps: int = RELEASED_STEPS,
+    **more,
+) -> Scenario:
+    """A named edge, planned with its published table, and a population of named devices.
+
+    Args:
+        edge_name, software: see ``edge``.
+        users: see ``population``.
+        num_steps: denoising steps of one image.
+        more: further fields of ``Scenario``.
+
+    Raises:
+        ValueError: for a name that was not published.
+    """
+    machine = edge(edge_name, software)
+    return Scenario(machine.table(), machine.largest_batch, users, num_steps, **more)

@@ -225,11 +225,14 @@ class Profiles:
 
     Args:
         edge_gpu: latency of one edge GPU.
-        devices: latencies of the users' devices, fastest first; slow ones are likelier, weights rise linearly 1 to 2.
+        devices: latencies of the users' devices, fastest first.
+        odds: how likely each device is, adding up to one; left out, slow ones are likelier, weights rising linearly
+            1 to 2.
     """
 
     edge_gpu: LatencyModel
     devices: tuple[LatencyModel, ...]
+    odds: tuple[float, ...] | None = None
 
     @property
     def device_steps_s(self) -> NDArray[np.float64]:
@@ -239,6 +242,8 @@ class Profiles:
     @property
     def weights(self) -> NDArray[np.float64]:
         """Probability of each device, shape (D,)."""
+        if self.odds is not None:
+            return np.array(self.odds)
         weights = np.linspace(1, 2, len(self.devices))
         return weights / weights.sum()
 

@@ -25,7 +25,8 @@ from splitpoint.tables import provenance_line
 
 def profile_files() -> list:
     """Measured profiles: those that ship, then this machine's own in ``results/`` (``make profile``)."""
-    shipped = sorted(p for p in data_path("latency_profiles").glob("*.csv") if p.name != "published.csv")
+    found = sorted(data_path("latency_profiles").glob("*.csv"))
+    shipped = [path for path in found if path.name not in ("published.csv", "named.csv")]
     return shipped + [p for p in (results_path("my_machine.csv"),) if p.exists()]
 
 
@@ -51,12 +52,13 @@ def share_of_matrix_rate() -> pd.DataFrame:
 
     Returns:
         A row a curve, indexed by ``curve, architecture, guidance``; a column a batch size. The product is in the
-        curve's number type, measured with it; a file without its rate is left out.
+        curve's number type, timed right after it; a file without its rate is left out, and one that timed it once
+        for all curves of a number type: hours apart, a shared machine is another machine.
     """
     found = []
     for path in profile_files():
         rows = pd.read_csv(path)
-        if RATE not in rows:
+        if RATE not in rows or _timed_once(rows):
             continue
         rows = rows[rows["status"] == "ok"]
         rows = rows.assign(curve=[curve_name(key) for key in rows[list(KEY)].itertuples(index=False)])
@@ -65,6 +67,13 @@ def share_of_matrix_rate() -> pd.DataFrame:
         ].median()
         found.append((medians["model_flop"] / medians["step_s"] / medians[RATE]).unstack())
     return pd.concat(found)
+
+
+def _timed_once(rows: pd.DataFrame) -> bool:
+    """Whether several curves of one number type share one matrix rate."""
+    curves = rows.groupby("dtype")[list(KEY)].apply(lambda group: len(group.drop_duplicates()))
+    rates = rows.groupby("dtype")[RATE].nunique()
+    return bool(((curves > 1) & (rates == 1)).any())
 
 
 def line_table() -> pd.DataFrame:

@@ -1,10 +1,14 @@
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from splitpoint.offloading import SystemParameters, fit_latency, optimal_split, published_latency
 from splitpoint.study import figures
+from splitpoint.study.figures import style
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +32,32 @@ def test_method_lines_draw_the_means():
     means = table[table.method == "mine"].groupby("num_users")["reward"].mean()
     np.testing.assert_allclose(np.array(drawn, dtype=float), means.to_numpy())
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["exact optimum", "mine"]
+
+
+def test_losses_are_paired_and_who_loses_nothing_has_no_line():
+    rewards = {"exact": (1.0, 3.0), "greedy": (1.0, 3.0), "all_edge": (0.5, 1.0), "all_local": (-1.0, -2.0)}
+    table = pd.DataFrame(
+        [
+            dict(method=m, num_users=u, num_edge_gpus=16, seed=s, reward=r + s)
+            for m, pair in rewards.items()
+            for u, r in zip((4, 8), pair)
+            for s in range(5)
+        ]
+    )
+    left, right = figures.reward_and_loss(table, "num_users").axes
+    drawn = {c.get_label(): np.array(c.lines[0].get_ydata(), dtype=float) for c in right.containers}
+    np.testing.assert_allclose(drawn["all on the edge"], [0.5, 2.0])
+    assert np.isnan(drawn["greedy: loses nothing"]).all()
+    assert "greedy" not in [c.get_label() for c in left.containers], "its line would lie on the optimum's"
+
+
+def test_embedded_figures_are_shown_at_their_size_with_more_pixels():
+    figure, ax = plt.subplots(figsize=(4, 3))
+    ax.plot([0, 1])
+    content, shown = style._embedded_png(figure)
+    picture = Image.open(io.BytesIO(content))
+    assert shown["width"] == pytest.approx(picture.width * style.SCREEN_DPI / 144, abs=1)
+    assert picture.width > 1.5 * shown["width"] and picture.mode == "P"
 
 
 def test_split_figure_draws_the_closed_form():

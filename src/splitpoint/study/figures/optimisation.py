@@ -62,7 +62,11 @@ def objective_slider(parameters: SystemParameters, edge: LatencyModel, device_st
     def draw(alpha: float, batch: int):
         ax = objective_lines(parameters, edge, device_step_s, alpha, (batch,))
         saving = float(device_step_s - edge.step_latency_s(batch))
-        ax.set(title=f"best split point {float(optimal_split(alpha, saving, parameters)):.1f}", ylim=(-30, 30))
+        best = float(optimal_split(alpha, saving, parameters))
+        top = float(grant_gain(alpha, best, saving, batch, parameters))
+        ax.set(
+            title=f"best split point {best:.1f}, gain {top:.1f} s", ylim=(top - 40, top + 5)
+        )  # the top stays in sight
         plt.show()
 
     return ipywidgets.interactive(
@@ -161,7 +165,15 @@ def batch_over_steps(edge_steps: Sequence[float], ax: plt.Axes | None = None) ->
     ax.fill_between(y1=present**2, y2=present * size, color=COLOURS[3], alpha=0.3, lw=0, label="saved", **kwargs)
     ax.step(ends, present * size, where="post", color=COLOURS[3], ls="--", label="static: present × all granted")
     ax.step(ends, present**2, where="post", color=COLOURS[0], label="early exit: present × present")
-    ax.set(xlabel="edge step", ylabel="request-steps charged", ylim=(0, size**2 * 1.1), xlim=(0, ends[-1] * 1.03))
+    ax.annotate(
+        f"{size} present × {size} granted = {size**2}", (0, size**2), (4, 4), textcoords="offset points", fontsize=8.5
+    )
+    ax.set(
+        xlabel="edge step",
+        ylabel="requests present × requests charged for",
+        ylim=(0, size**2 * 1.12),
+        xlim=(0, ends[-1] * 1.03),
+    )
     ax.legend(loc="lower left")
     return ax
 

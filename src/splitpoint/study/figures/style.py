@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -40,6 +41,7 @@ QUANTITIES = {
     "share_granted": "share of users granted",
     "optimality": "optimality (share of the possible gain)",
 }
+SCREEN_DPI = 90  # pixels an inch that a figure takes in a notebook
 AXES = {"num_users": "users in the window", "num_edge_gpus": "edge GPUs"}
 
 
@@ -47,15 +49,16 @@ def use_style(compact: bool = False) -> None:
     """Set the style of all figures; called once at the top of a notebook.
 
     Args:
-        compact: embed figures with 128 colours, for a notebook that would grow too large; the files keep all.
+        compact: embed figures with fewer pixels and colours, for a notebook that holds many; the files keep all.
     """
-    if compact and (shell := get_ipython()) is not None:
+    if (shell := get_ipython()) is not None:
         set_matplotlib_formats("png")
-        shell.display_formatter.formatters["image/png"].for_type(plt.Figure, _palette_png)
+        embedded = partial(_embedded_png, dpi=112, colours=64) if compact else _embedded_png
+        shell.display_formatter.formatters["image/png"].for_type(plt.Figure, embedded)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     mpl.rcParams.update(
         {
-            "figure.dpi": 90,
+            "figure.dpi": SCREEN_DPI,
             "savefig.dpi": 160,
             "figure.figsize": (6.4, 3.8),
             "axes.titlesize": 10,
@@ -69,11 +72,13 @@ def use_style(compact: bool = False) -> None:
     )
 
 
-def _palette_png(figure: plt.Figure) -> bytes:
+def _embedded_png(figure: plt.Figure, dpi: int = 144, colours: int = 128) -> tuple[bytes, dict[str, int]]:
+    """A figure as a notebook shows it: more pixels than points, so that it is sharp on a laptop, in a palette."""
     small = io.BytesIO()
-    picture = Image.open(io.BytesIO(print_figure(figure, "png"))).convert("RGB")
-    picture.quantize(128, dither=Image.Dither.NONE).save(small, "png", optimize=True)
-    return small.getvalue()
+    picture = Image.open(io.BytesIO(print_figure(figure, "png", dpi=dpi))).convert("RGB")
+    picture.quantize(colours, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+    width, height = (round(pixels * SCREEN_DPI / dpi) for pixels in picture.size)
+    return small.getvalue(), {"width": width, "height": height}
 
 
 def caption(figure: plt.Figure, kind: str, text: str) -> None:
@@ -136,13 +141,11 @@ def method_lines(
         y: one of ``QUANTITIES``.
     """
     ax = ax or plt.subplots()[1]
-    methods = table["method"].unique()
-    dodge = 0.005 * np.ptp(table[x]) * (np.arange(len(methods)) - (len(methods) - 1) / 2)  # equal lines stay visible
-    for method, shift in zip(methods, dodge):
+    for method in table["method"].unique():
         label, colour, marker, line = method_style(method)
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
         ax.errorbar(
-            stats.index + shift,
+            stats.index,
             stats["mean"],
             stats["half"],
             label=label,
@@ -158,6 +161,52 @@ def method_lines(
     if legend:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def reward_and_loss(table: pd.DataFrame, x: str) -> plt.Figure:
+    """Reward of the methods that can be told apart by eye, and what every method loses against the exact optimum.
+
+    Args:
+        table: from ``sweeps.reward_sweep``, ``exact`` among its methods.
+        x: ``num_users`` or ``num_edge_gpus``.
+
+    Left, methods that come within 1 % of the exact optimum's gain over all-local everywhere are left out: their lines
+    would lie on it. Right, the mean of the paired losses on a logarithmic axis; a method that loses nothing anywhere
+    is named in the legend and has no line.
+    """
+    keys = ["num_users", "num_edge_gpus", "seed"]
+    wide = table.pivot_table(index=keys, columns="method", values="reward")
+    loss = wide.rsub(wide["exact"], axis=0).drop(columns="exact")
+    close = (loss.groupby(level=x).mean().max() < 0.01 * (wide["exact"] - wide["all_local"]).mean()).to_dict()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.8))
+    method_lines(table[~table["method"].map(close).fillna(False).astype(bool)], x, ax=left, legend=False)
+    for method in [method for method in table["method"].unique() if method != "exact"]:
+        label, colour, marker, line = method_style(method)
+        stats = loss[method].groupby(level=x).apply(mean_interval).unstack()
+        lost = stats["mean"].clip(lower=0).where(stats["mean"] > 1e-9)
+        right.errorbar(
+            stats.index,
+            lost,
+            [np.minimum(stats["half"], 0.9 * lost), stats["half"]],
+            label=label if lost.notna().any() else f"{label}: loses nothing",
+            color=colour,
+            marker=marker,
+            ls=line,
+            lw=1.4,
+            capsize=2,
+            markeredgecolor="black",
+            markeredgewidth=0.4,
+        )
+    right.set(
+        yscale="log",
+        xlabel=AXES.get(x, x),
+        ylabel="reward lost against the exact optimum",
+        xticks=sorted(table[x].unique()),
+    )
+    handles = {label: handle for ax in (left, right) for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles.keys(), loc="outside right center")
+    space_panels(figure)
+    return figure
 
 
 def method_panels(table: pd.DataFrame, x: str, quantities=("accuracy", "latency_s", "share_granted")) -> plt.Figure:

@@ -38,7 +38,7 @@ profile: $(VENV)/.installed
 
 # train the miniature again (SIZE=large: a bigger one, for a GPU, into checkpoints/)
 train-mini: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.diffusion.mini --size $(SIZE) --resume \
+	$(BIN)/python -m splitpoint.diffusion.mini_training --size $(SIZE) --resume \
 	    --out $(if $(filter small,$(SIZE)),data/models/mini,checkpoints/mini_$(SIZE))
 
 # write the students' notebooks; grade what is in notebooks/assignments/submitted

@@ -22,7 +22,8 @@ WINDOWS, ENV = "tests/offloading/test_windows.py", "tests/learning/test_env.py"
 REPLAY, AGENT = "tests/learning/test_replay.py", "tests/learning/test_agent.py"
 HYBRID, QUALITY = "tests/diffusion/test_hybrid.py", "tests/diffusion/test_accuracy.py"
 PROFILE, PERSONALIZE = "tests/diffusion/test_profile.py", "tests/diffusion/test_personalize.py"
-DEVICES = "tests/diffusion/test_devices.py"
+DEVICES, TRAINING = "tests/diffusion/test_devices.py", "tests/diffusion/test_training.py"
+JUDGES = "tests/diffusion/test_judges.py"
 MINI, EMOJI = "tests/diffusion/test_mini.py", "tests/diffusion/test_emoji.py"
 RECORDS, SWEEPS = "tests/test_tables.py", "tests/study/test_sweeps.py"
 ACCURACY, ONLINE = "tests/study/test_accuracy.py", "tests/study/test_online.py"
@@ -288,29 +289,42 @@ MUTATIONS = [
     ),
     ("diffusion/profile.py", "error = error.__context__", "error = None", f"{PROFILE} -k captured"),
     ("diffusion/profile.py", "cudnn.allow_tf32, cudnn.benchmark = before", "pass", f"{PROFILE} -k settings_of_torch"),
-    (
-        "diffusion/personalize.py",
-        'noise if scheduler.config.prediction_type == "epsilon"',
-        'noise if scheduler.config.prediction_type != "epsilon"',
-        f"{PERSONALIZE} -k target",
-    ),
     ("diffusion/personalize.py", "generator=generator) < 0.1", "generator=generator) > 0.1", f"{PERSONALIZE} -k tenth"),
     ("diffusion/personalize.py", "max(image.size)", "min(image.size)", f"{PERSONALIZE} -k square"),
     ("diffusion/personalize.py", "lora_alpha=rank", "lora_alpha=2 * rank", f"{PERSONALIZE} -k as_strong"),
-    ("diffusion/mini.py", "pipe(prompts[start:start + batch]", "pipe(prompts[:len(generators)]", f"{MINI} -k seed_and"),
-    ("diffusion/mini.py", "trained, 1 - keep)", "trained, keep)", f"{MINI} -k running_mean"),
     (
-        "diffusion/training.py",
-        "(1 + math.cos(math.pi * part))",
-        "(1 - math.cos(math.pi * part))",
-        f"{MINI} -k warms_up",
+        "diffusion/mini.py",
+        "prompts[start : start + batch],\n",
+        "prompts[: len(generators)],\n",
+        f"{MINI} -k seed_and",
     ),
-    ("diffusion/mini.py", ".to(weight.device) for key in", "for key in", f"{DEVICES} -k interruption"),
-    ("diffusion/mini.py", "value.contiguous() for name, weight", "value for name, weight", f"{MINI} -k all_parts"),
-    ("diffusion/mini.py", "resume=resume,\n                        progress", "progress", f"{MINI} -k all_parts"),
-    ("diffusion/mini.py", 'generator.set_state(state["generator"])', "pass", f"{MINI} -k resumed"),
-    ("diffusion/mini.py", "beta_end=0.012", "beta_end=0.02", f"{MINI} -k noise_level"),
-    ("diffusion/mini.py", "2 * scale.log()", "scale.log()", f"{MINI} -k whitening"),
+    ("diffusion/mini.py", 'folder.glob("*/*")', 'folder.glob("*/*.safetensors")', f"{MINI} -k every_file"),
+    ("diffusion/mini.py", "sorted({*sums, *found})", "sorted(sums)", f"{MINI} -k too_many"),
+    ("diffusion/training.py", "predicts_noise else", "not predicts_noise else", f"{TRAINING} -k target"),
+    ("diffusion/training.py", "* most).long()", "* 0.9 * most).long()", f"{TRAINING} -k target"),
+    ("diffusion/training.py", "mean.copy_to(trained)", "pass", f"{TRAINING} -k running_mean"),
+    ("diffusion/training.py", "mean.optimization_step = len(losses)", "pass", f"{TRAINING} -k uninterrupted"),
+    ("diffusion/training.py", 'generator.set_state(state["generator"])', "pass", f"{TRAINING} -k uninterrupted"),
+    ("diffusion/training.py", 'group["lr"] = base * factor(len(losses))', "pass", f"{TRAINING} -k uninterrupted"),
+    ("diffusion/training.py", "if _checksum(state) != meta", "if False and meta", f"{TRAINING} -k flipped"),
+    ("diffusion/training.py", ".to(weight.device) for key in", " for key in", f"{DEVICES} -k interruption"),
+    ("diffusion/training.py", "value.detach().cpu().contiguous()", "value.detach().cpu()", f"{MINI} -k all_parts"),
+    ("diffusion/mini_training.py", "checkpoint.{part}.safetensors", "checkpoint.safetensors", f"{MINI} -k all_parts"),
+    ("diffusion/mini_training.py", "not decoder_only}", "True}", f"{MINI} -k errs_less"),
+    ("diffusion/mini_training.py", "    if not decoder_only:\n", "    if True:\n", f"{MINI} -k errs_less"),
+    ("diffusion/mini_training.py", ").mean() + error.diff", ").mean() - error.diff", f"{MINI} -k edge_costs"),
+    ("diffusion/mini_training.py", "(back - pixels) / 2)", "(back - pixels))", f"{MINI} -k decibels"),
+    ("diffusion/mini_networks.py", "beta_end=0.012", "beta_end=0.02", f"{MINI} -k noise_level"),
+    ("diffusion/mini_training.py", "2 * scale.log()", "scale.log()", f"{MINI} -k whitening"),
+    ("diffusion/mini_networks.py", ", *last]", "]", f"{JUDGES} -k numbers_its_words"),
+    ("diffusion/judges.py", ".reshape(len(prompts), -1)", ".reshape(-1, len(prompts)).T", f"{JUDGES} -k own_seeds"),
+    ("diffusion/judges_training.py", "strength = 0.3 if gently", "strength = 1.0 if gently", f"{JUDGES} -k gentle"),
+    (
+        "diffusion/judges_training.py",
+        "owner[pick]) - to_images",
+        "owner[pick]) + 9 * to_images",
+        f"{JUDGES} -k learns_which",
+    ),
     (
         "diffusion/emoji.py",
         "if all(row[style] is not None",

@@ -83,11 +83,11 @@ def data_files() -> list[Path]:
 
 
 def sidecar_of(path: Path) -> Path:
-    """A file's own sidecar; the configuration files of a pipeline's folder share that of its U-Net."""
+    """A file's own sidecar; the files of a pipeline's folder share the one that lists them all."""
     own = meta_path(path)
     mini = ROOT / "data" / "models" / "mini"
-    if not own.exists() and path.suffix == ".json" and mini in path.parents:
-        return meta_path(mini / "unet" / "diffusion_pytorch_model.safetensors")
+    if not own.exists() and mini in path.parents:
+        return meta_path(mini / "model_index.json")
     return own
 
 
@@ -150,4 +150,4 @@ def test_trained_weights_and_the_pictures_they_draw_have_one_licence():
     files = [*(ROOT / "data" / "models").rglob("*.safetensors"), *(ROOT / "data").rglob("*.png")]
     assert len(files) >= 12
     for path in files:
-        assert json.loads(meta_path(path).read_text())["licence"] == "CC-BY-SA-4.0", path.name
+        assert json.loads(sidecar_of(path).read_text())["licence"] == "CC-BY-SA-4.0", path.name

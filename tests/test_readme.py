@@ -80,6 +80,10 @@ def test_your_own_pictures(scratch):
         Image.fromarray(image).resize((96, 96)).save(scratch / "my_pictures" / f"{prompt}.png")
     run(
         "Your own pictures as a user",
-        **{"minutes=3": "minutes=0.05", "num_steps=50": "num_steps=6", "split_points=20": "split_points=2"},
+        **{
+            'out="checkpoints/me")': 'out="checkpoints/me", steps=2)',
+            "num_steps=50": "num_steps=6",
+            "split_points=20": "split_points=2",
+        },
     )
     assert Image.open(scratch / "mine.png").size == (64, 64)

@@ -11,24 +11,26 @@ from splitpoint.diffusion.accuracy import (
     MINI_USERS,
     SCHEDULES,
     Calibration,
-    Evaluators,
     calibrate,
-    deep_feature_distance,
     distances_between_users,
     load_calibration,
-    load_clip,
     measure_pai,
-    mini_evaluators,
     mini_prompts,
     noise_seed,
     real_pictures,
     save_calibration,
-    stable_diffusion_evaluators,
     summarize_pai,
     text_scores,
 )
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
-from splitpoint.diffusion.judges import PooledCLIP
+from splitpoint.diffusion.judges import (
+    Judges,
+    PooledCLIP,
+    deep_feature_distance,
+    load_clip,
+    mini_judges,
+    stable_diffusion_judges,
+)
 from splitpoint.files import data_path, read_meta
 
 from .tiny_pipeline import make_pipeline, make_tokenizer, save_adapter
@@ -59,7 +61,7 @@ def judges(clip_folder):
     loaded = load_clip(clip_folder)
     torch.manual_seed(1)
     layer = torch.nn.Conv2d(3, 8, 3, 2)
-    return Evaluators(
+    return Judges(
         "tiny",
         lambda: loaded,
         deep_feature_distance(lambda pictures: [pictures, layer(pictures)]),
@@ -82,7 +84,7 @@ def measure(hybrid, judges):
             users,
             splits,
             seeds,
-            **{"hybrid": hybrid, "evaluators": judges, "calibration": Calibration(0.5, 0.02), **more},
+            **{"hybrid": hybrid, "judges": judges, "calibration": Calibration(0.5, 0.02), **more},
         )
 
     return run
@@ -271,7 +273,7 @@ def test_the_stable_diffusion_judges_load_and_resize(clip_folder, monkeypatch):
             return (one - other).abs().mean((1, 2, 3))
 
     monkeypatch.setattr(lpip, "LearnedPerceptualImagePatchSimilarity", StandIn)
-    judges = stable_diffusion_evaluators(clip_folder)
+    judges = stable_diffusion_judges(clip_folder)
     one, other = torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), 0.5)
     torch.testing.assert_close(judges.distance(one, other), torch.tensor([0.5, 0.5]))
     assert seen == {"net_type": "alex", "reduction": "none", "normalize": True, "shape": (2, 3, 256, 256)}
@@ -303,7 +305,7 @@ def test_the_committed_measurements_under_other_schedules_are_complete(name):
 
 def test_the_committed_judges_agree_with_the_calibration():
     real = real_pictures(MINI_USERS, mini_prompts()[:5])
-    judges, calibration = mini_evaluators(), load_calibration()
+    judges, calibration = mini_judges(), load_calibration()
     found = calibrate(judges, real, mini_prompts()[:5])
     assert found.real_score == pytest.approx(calibration.real_score, rel=0.2)
     assert found.real_distance == pytest.approx(calibration.real_distance, rel=0.3)

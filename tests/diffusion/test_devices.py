@@ -11,14 +11,14 @@ import tempfile
 from pathlib import Path
 import torch
 from pretend_device import PretendDevice
-from splitpoint.diffusion import hybrid, mini, personalize, profile
+from splitpoint.diffusion import hybrid, mini, mini_training, personalize, profile
 from splitpoint.diffusion.emoji import load_emoji
 from splitpoint.files import data_path
 folder = Path(tempfile.mkdtemp())
 CONCEPTS = ["rocket", "red apple"]
-# a file is written from a tensor's memory, which a pretend tensor has none of
-mini.save_file = lambda state, path, save=mini.save_file: save({k: v.cpu() for k, v in state.items()}, path)
-mini.save_mini = lambda *a: None
+from splitpoint.diffusion.mini_networks import SIZES, build_mini
+from splitpoint.diffusion.training import Run
+mini_training.save_mini = lambda *a: None
 """
 
 TRIALS = {
@@ -48,20 +48,22 @@ with PretendDevice():
 """,
     "training, and going on after an interruption": """
 with PretendDevice():
-    first = mini.train_mini("tiny", folder, 0.02, CONCEPTS, device="pretend", progress=False)
-    again = mini.train_mini("tiny", folder, 0.04, CONCEPTS, device="pretend", resume=True, progress=False)
+    options = {"concepts": CONCEPTS, "device": "pretend", "progress": False}
+    mini_training.train_mini("tiny", folder, steps=1, **options)
+    again = mini_training.train_mini("tiny", folder, steps=2, resume=True, **options)
     assert {p.device.type for p in again.unet.parameters()} == {"pretend"}
     assert mini.draw(again, ["rocket"], [0], 2).shape == (1, 64, 64, 3)
-    images, options = load_emoji(mini.STYLES, CONCEPTS).images[:8], {"batch": 4, "progress": False}
-    first = mini.fit_autoencoder(again.vae, images, 0.02, checkpoint=folder / "vae.safetensors", **options)
-    errors = mini.fit_autoencoder(again.vae, images, 0.04, checkpoint=folder / "vae.safetensors", resume=True, **options)
-    assert len(errors) > len(first) >= 1
+    images, maps = load_emoji(["noto"], CONCEPTS).images, mini_training.concept_maps("pretend")
+    for steps in (1, 2):
+        run = Run(folder / "vae.safetensors", resume=True)
+        losses = mini_training.fit_autoencoder(again.vae, images, steps, batch=2, feature_maps=maps, run=run)
+        assert len(losses) == steps
 """,
     "a personal model": """
 with PretendDevice():
-    pipe = mini.build_mini(mini.SIZES["tiny"], 0).to("pretend")
+    pipe = build_mini(SIZES["tiny"], 0).to("pretend")
     shown = load_emoji(["noto"], CONCEPTS)
-    personalize.personalize(shown.images, shown.prompts, pipe, minutes=0.02, batch=4, progress=False)
+    personalize.personalize(shown.images, shown.prompts, pipe, steps=1, batch=4)
     assert 0 <= personalize.style_accuracy(pipe, "noto", ["rocket"], 2) <= 1
 """,
     "a profiled step": """

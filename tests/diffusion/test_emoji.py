@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from splitpoint.diffusion import emoji
-from splitpoint.diffusion.emoji import SOURCES, STYLES, emoji_table, known_concepts, load_emoji
-from splitpoint.diffusion.mini import default_concepts
+from splitpoint.diffusion.emoji import SOURCES, STYLES, default_concepts, emoji_table, known_concepts, load_emoji
 from splitpoint.files import data_path, read_meta
 
 

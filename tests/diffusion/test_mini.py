@@ -1,6 +1,9 @@
 """The miniature: a folder that diffusers reads, prompts that matter, damage that is noticed, training that resumes."""
 
 import warnings
+from operator import attrgetter
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,25 +11,32 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from splitpoint.diffusion import mini
+from splitpoint.diffusion import mini_training, training
 from splitpoint.diffusion.emoji import load_emoji
-from splitpoint.diffusion.mini import (
+from splitpoint.diffusion.mini import draw, load_mini, save_mini, warn_unknown, words_of
+from splitpoint.diffusion.mini_networks import (
+    SIZES,
+    TOKENS,
     MiniSize,
     build_mini,
     build_tokenizer,
-    draw,
     encode_images,
+    noise_scheduler,
+)
+from splitpoint.diffusion.mini_training import (
+    concept_maps,
+    decibels,
     fit_autoencoder,
     fit_denoiser,
-    load_mini,
-    save_mini,
+    improve_mini,
+    picture_loss,
     train_mini,
-    warn_unknown,
     whiten_latents,
 )
-from splitpoint.files import data_path, read_meta
+from splitpoint.diffusion.training import Run, load_state
+from splitpoint.files import data_path, read_meta, write_meta
 
-SMALLEST = MiniSize((32, 32), 1, (False, True), (8, 8, 8, 8), 32, 1, 8, 1e-3, 0.0, 0.0)
+SMALLEST = MiniSize((32, 32), 1, (False, True), (8, 8, 8, 8), 32, 1, 8, 1e-3, 2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +55,15 @@ def test_it_is_a_stable_diffusion_pipeline_in_half_precision_without_pickles():
     plain = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert plain.unet.config.sample_size == 8 and plain.vae_scale_factor == 8
     assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".ckpt", ".pkl"}]
-    for part in mini._WEIGHTS:
-        assert {value.dtype for value in load_file(folder / part).values()} == {torch.float16}
+    weights = list(folder.rglob("*.safetensors"))
+    assert len(weights) == 3
+    for part in weights:
+        assert {value.dtype for value in load_file(part).values()} == {torch.float16}
 
 
 def test_a_step_means_the_noise_level_that_it_means_in_stable_diffusion(pipe):
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    for scheduler in (pipe.scheduler, mini.noise_scheduler()):
+    for scheduler in (pipe.scheduler, noise_scheduler()):
         torch.testing.assert_close(scheduler.alphas_cumprod, (1 - betas).cumprod(0))
         assert scheduler.config.beta_schedule == "scaled_linear"
 
@@ -73,10 +85,10 @@ def test_guidance_can_be_off(pipe):
 
 
 def test_most_images_show_what_the_prompt_asked_for(pipe):
-    from splitpoint.diffusion.judges import load_concept_classifier
+    from splitpoint.diffusion.judges import load_concept_judge
 
     prompts = ["red apple", "rocket", "umbrella", "sunflower", "guitar", "strawberry"] * 2
-    said = load_concept_classifier().classify(draw(pipe, prompts, range(len(prompts)), 20))
+    said = load_concept_judge().classify(draw(pipe, prompts, range(len(prompts)), 20))
     assert np.mean([a == b for a, b in zip(said, prompts)]) >= 0.6
 
 
@@ -100,26 +112,75 @@ def test_unknown_words_are_named_with_the_nearest_concepts(pipe):
 
 
 def test_each_known_word_is_one_token(pipe):
-    words = sorted({word for name in pipe.concepts for word in mini._words(name) if word.isalpha()})
+    words = sorted({word for name in pipe.concepts for word in words_of(name) if word.isalpha()})
     assert all(len(pipe.tokenizer.tokenize(word)) == 1 for word in words)
-    assert max(len(ids) for ids in pipe.tokenizer(list(pipe.concepts)).input_ids) <= mini.TOKENS
+    assert max(len(ids) for ids in pipe.tokenizer(list(pipe.concepts)).input_ids) <= TOKENS
     again = build_tokenizer(words)
     assert again("red apple").input_ids == build_tokenizer(words)("red apple").input_ids
 
 
-def test_damaged_missing_or_foreign_files_are_refused(folder):
+def test_a_foreign_or_empty_folder_is_refused(folder):
     assert load_mini(folder).concepts == ("rocket", "red apple")
-    file = folder / mini._WEIGHTS[0]
-    content = bytearray(file.read_bytes())
-    content[-5] ^= 255
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match="does not match the checksum"):
-        load_mini(folder)
-    file.unlink()
-    with pytest.raises(ValueError, match="holds no unet"):
-        load_mini(folder)
-    with pytest.raises(ValueError, match="holds no"):
+    with pytest.raises(ValueError, match="holds no model_index"):
         load_mini(folder.parent / "nothing")
+
+
+EVERY_FILE = (
+    "concepts.json",
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+)
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mini") / "model"
+    save_mini(build_mini(SMALLEST), folder, ["rocket", "red apple"], "none", 0, {})
+    return folder
+
+
+def test_the_list_of_files_is_what_is_saved(small_folder):
+    files = {path.relative_to(small_folder).as_posix() for path in small_folder.rglob("*") if path.is_file()}
+    assert files == {*EVERY_FILE, "model_index.json.meta.json"}
+
+
+@pytest.mark.parametrize("name", EVERY_FILE)
+def test_every_file_of_the_folder_is_checked(small_folder, name):
+    file = small_folder / name
+    content = file.read_bytes()
+    try:
+        file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+        with pytest.raises(ValueError, match=rf"{file.name}.* does not match the checksum"):
+            load_mini(small_folder)
+        file.unlink()
+        with pytest.raises(ValueError, match=f"holds no {name}"):
+            load_mini(small_folder)
+    finally:
+        file.write_bytes(content)
+
+
+def test_a_file_too_many_is_refused(small_folder):
+    stranger = small_folder / "tokenizer" / "added_tokens.json"
+    stranger.write_text("{}")
+    try:
+        with pytest.raises(ValueError, match=r"holds tokenizer/added_tokens\.json, which is not the pipeline's"):
+            load_mini(small_folder)
+    finally:
+        stranger.unlink()
+
+
+def test_a_sidecar_that_lists_nothing_is_refused(folder):
+    write_meta(folder / "model_index.json", kind="trained", command="by hand")
+    with pytest.raises(ValueError, match="lists no files"):
+        load_mini(folder)
 
 
 def test_whitening_moves_the_scale_out_of_the_latents_and_changes_no_image():
@@ -136,119 +197,145 @@ def test_whitening_moves_the_scale_out_of_the_latents_and_changes_no_image():
     torch.testing.assert_close(mean.std((0, 2, 3)), torch.ones(8), atol=1e-2, rtol=0)
 
 
-def counted_steps(monkeypatch, *numbers):
-    """Budgets of so many steps, one after the other, instead of so many minutes."""
-    budgets = iter(numbers)
-    monkeypatch.setattr(mini, "time_budget", lambda *_: iter(np.linspace(0, 0.9, next(budgets))))
-
-
-def test_a_resumed_training_draws_what_an_uninterrupted_one_would(tmp_path, monkeypatch):
-    counted_steps(monkeypatch, 2, 4, 2)
-    shown, checkpoint = load_emoji(["noto"], ["rocket", "red apple"]), tmp_path / "checkpoint.safetensors"
-    fit_denoiser(build_mini(SMALLEST), shown, 1.0, batch=4, checkpoint=checkpoint, progress=False)
-    drawn, real = [], torch.randint
-    monkeypatch.setattr(torch, "randint", lambda *a, **k: drawn.append(k["generator"].get_state()) or real(*a, **k))
-    fit_denoiser(build_mini(SMALLEST), shown, 1.0, batch=4, progress=False)
-    fit_denoiser(build_mini(SMALLEST), shown, 1.0, batch=4, checkpoint=checkpoint, resume=True, progress=False)
-    assert len(drawn) == 6 and all(map(torch.equal, drawn[2:4], drawn[4:]))
-
-
-def test_the_running_mean_follows_the_weights(tmp_path, monkeypatch):
-    counted_steps(monkeypatch, 1)
-    pipe, checkpoint = build_mini(SMALLEST), tmp_path / "checkpoint.safetensors"
-    before = {f"unet.{name}": weight.detach().clone() for name, weight in pipe.unet.named_parameters()}
-    fit_denoiser(
-        pipe, load_emoji(["noto"], ["rocket"]), 1.0, batch=4, learning_rate=1.0, checkpoint=checkpoint, progress=False
+@pytest.mark.parametrize("decoder_only", [False, True])
+def test_a_trained_autoencoder_errs_less(decoder_only):
+    vae, shown = build_mini(SMALLEST).vae, load_emoji(["noto"], load_emoji().concepts[:8])
+    latents, before = encode_images(vae, shown.images)[0], decibels(vae, shown.images).mean()
+    losses = fit_autoencoder(
+        vae, shown.images, 12, batch=4, learning_rate=1e-2, feature_maps=concept_maps(), decoder_only=decoder_only
     )
-    state, after = load_file(checkpoint), {f"unet.{name}": weight for name, weight in pipe.unet.named_parameters()}
-    for name, start in before.items():
-        expected = start + (state[f"weight.{name}"] - start) * 9 / 11  # keeps 2/11 after the first step
-        torch.testing.assert_close(state[f"average.{name}"], expected)
-        assert torch.equal(after[name], state[f"average.{name}"])
-    assert not torch.equal(state["weight.unet.conv_in.weight"], before["unet.conv_in.weight"])
+    assert len(losses) == 12 and decibels(vae, shown.images).mean() > before + 1
+    assert torch.equal(encode_images(vae, shown.images)[0], latents) == decoder_only
 
 
-def test_the_learning_rate_warms_up_and_falls():
-    optimizer = torch.optim.SGD([torch.zeros(1)])
+def test_decibels_are_those_of_the_error():
+    class Off(torch.nn.Module):
+        """Gives back every picture a tenth of the range too bright."""
 
-    def rate(part, steps):
-        mini.set_rate(optimizer, 2.0, part, steps)
-        return optimizer.param_groups[0]["lr"]
+        device = torch.device("cpu")
 
-    assert [rate(0.0, 0), rate(0.0, 49), rate(0.0, 99), rate(0.0, 999)] == pytest.approx([0.02, 1, 2, 2])
-    assert [rate(0.5, 999), rate(1.0, 999)] == pytest.approx([1.02, 0.04])
+        def encode(self, pixels):
+            mean = pixels.clone()
+            return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, std=mean))
+
+        def decode(self, latents):
+            return SimpleNamespace(sample=latents + 0.2)
+
+    grey = np.full((2, 64, 64, 3), 100, np.uint8)
+    assert decibels(Off(), grey) == pytest.approx(20, abs=1e-4)
 
 
-def test_training_goes_on_where_it_was_interrupted(tmp_path):
+def test_an_edge_costs_more_than_an_even_error_of_the_same_size():
+    real = torch.zeros(1, 3, 8, 8)
+    even, edges = torch.full_like(real, 0.1), 0.1 * (-1) ** torch.arange(8.0).expand_as(real)
+    assert picture_loss(edges, real) > picture_loss(even, real) > picture_loss(0.5 * even, real)
+
+
+def test_an_interrupted_denoiser_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     shown, checkpoint = load_emoji(["noto"], ["rocket", "red apple"]), tmp_path / "checkpoint.safetensors"
-    first = fit_denoiser(build_mini(SMALLEST), shown, 0.01, batch=4, checkpoint=checkpoint, progress=False)
-    pipe = build_mini(SMALLEST)
-    losses = fit_denoiser(pipe, shown, 0.02, batch=4, checkpoint=checkpoint, resume=True, progress=False)
-    assert len(losses) > len(first) and losses[: len(first)] == pytest.approx(first)
+
+    def train(run=None):
+        pipe = build_mini(SMALLEST)
+        return fit_denoiser(pipe, shown, 4, batch=4, run=run or Run()), pipe
+
+    losses, whole = train()
+    with monkeypatch.context() as patch:
+        clock = iter([0.0] * 5 + [1e9] * 9)  # time is up after two steps
+        patch.setattr(training.time, "monotonic", lambda: next(clock))
+        assert train(Run(checkpoint, minutes=1))[0] == losses[:2]
+    again, pipe = train(Run(checkpoint, resume=True))
+    assert again == losses and not pipe.unet.training
+    for part in ("unet", "text_encoder"):
+        for one, other in zip(getattr(whole, part).parameters(), getattr(pipe, part).parameters()):
+            assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_another_size_is_refused(tmp_path):
+    shown, checkpoint = load_emoji(["noto"], ["rocket"]), tmp_path / "checkpoint.safetensors"
+    fit_denoiser(build_mini(SMALLEST), shown, 1, batch=2, run=Run(checkpoint))
+    other = build_mini(MiniSize(**{**SMALLEST.__dict__, "unet_channels": (32, 64)}))
     with pytest.raises(ValueError, match="another architecture"):
-        fit_denoiser(
-            build_mini(MiniSize(**{**SMALLEST.__dict__, "unet_channels": (32, 64)})),
-            shown,
-            1.0,
-            checkpoint=checkpoint,
-            resume=True,
-            progress=False,
-        )
+        fit_denoiser(other, shown, 1, batch=2, run=Run(checkpoint, resume=True))
 
 
-def test_an_autoencoder_goes_on_where_it_was_interrupted_and_is_not_trained_twice(tmp_path):
+def test_an_autoencoder_is_not_trained_twice(tmp_path):
     images, checkpoint = load_emoji(["noto"], ["rocket", "red apple"]).images, tmp_path / "checkpoint.safetensors"
-    options = dict(batch=2, checkpoint=checkpoint, resume=True, progress=False)
-    pipe, finished = build_mini(SMALLEST), build_mini(SMALLEST)
-    first = fit_autoencoder(build_mini(SMALLEST).vae, images, 0.005, **options)
-    errors = fit_autoencoder(pipe.vae, images, 0.01, **options)
-    assert len(errors) > len(first) and errors[: len(first)] == pytest.approx(first)
-    assert fit_autoencoder(finished.vae, images, 0.01, **options) == pytest.approx(errors)
-    for one, other in zip(pipe.vae.parameters(), finished.vae.parameters()):
-        torch.testing.assert_close(one, other)
+    first, second = build_mini(SMALLEST).vae, build_mini(SMALLEST).vae
+    losses = fit_autoencoder(first, images, 3, batch=2, run=Run(checkpoint))
+    assert fit_autoencoder(second, images, 3, batch=2, run=Run(checkpoint, resume=True)) == losses
+    for one, other in zip(first.parameters(), second.parameters()):
+        assert torch.equal(one, other)
 
 
 def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monkeypatch):
     """The only one that trains the autoencoder too, as ``make train-mini`` does."""
-    monkeypatch.setitem(mini.SIZES, "small", SMALLEST)
-    options = dict(
-        out=tmp_path,
-        minutes=0.01,
-        vae_minutes=0.01,
-        concepts=["rocket", "red apple"],
-        styles=["noto"],
-        device="cpu",
-        progress=False,
-    )
+    monkeypatch.setitem(SIZES, "small", SMALLEST)
+    options = dict(out=tmp_path, concepts=["rocket", "red apple"], styles=["noto"], device="cpu", progress=False)
     with monkeypatch.context() as cut:
-        cut.setattr(mini, "fit_denoiser", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        cut.setattr(mini_training, "fit_denoiser", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train_mini("small", **options)
-    trained = load_file(tmp_path / "checkpoint.vae.safetensors")["losses"]
+    trained = load_state(tmp_path / "checkpoint.vae.safetensors")["losses"]
     pipe = train_mini("small", resume=True, **options)
-    assert torch.equal(trained, load_file(tmp_path / "checkpoint.vae.safetensors")["losses"])
-    assert read_meta(tmp_path / mini._WEIGHTS[0])["command"].endswith("--size small --minutes 0.01 --vae-minutes 0.01")
-    again = load_mini(tmp_path)
+    assert torch.equal(trained, load_state(tmp_path / "checkpoint.vae.safetensors")["losses"])
+    meta = read_meta(tmp_path / "model_index.json")
+    assert meta["command"].endswith("--size small --steps 3 --vae-steps 2 --seed 0")
+    assert meta["settings"]["unet_steps"] == 3 and meta["settings"]["vae_steps"] == 2
+    again = load_mini(tmp_path)  # the checkpoints beside it are no part of the pipeline
     for part in ("vae", "unet", "text_encoder"):
         for one, other in zip(getattr(pipe, part).parameters(), getattr(again, part).parameters()):
             torch.testing.assert_close(one, other, rtol=2e-3, atol=1e-3)
 
 
-def test_a_tiny_one_is_trained_saved_and_read_back(tmp_path, pipe):
-    trained = train_mini(
-        "tiny", tmp_path / "tiny", minutes=0.02, concepts=["rocket", "red apple"], vae=pipe.vae, progress=False
-    )
+def test_a_tiny_one_takes_the_committed_autoencoder(pipe):
+    trained = train_mini("tiny", steps=1, concepts=["rocket", "red apple"], device="cpu")
     image = trained("rocket", num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
-    assert load_mini(tmp_path / "tiny").concepts == ("rocket", "red apple")
+    for one, other in zip(trained.vae.parameters(), pipe.vae.parameters()):
+        assert torch.equal(one, other)
+
+
+def test_an_improved_miniature_keeps_its_latents_and_says_what_it_came_from(folder, tmp_path):
+    images = load_emoji(["noto"], ["rocket", "red apple"]).images
+    before, latents = load_mini(folder), encode_images(load_mini(folder).vae, images)[0]
+    improve_mini(folder, tmp_path / "better", steps=2, decoder_steps=2, styles=["noto"], device="cpu")
+    after = load_mini(tmp_path / "better")
+    torch.testing.assert_close(encode_images(after.vae, images)[0], latents, rtol=1e-2, atol=1e-2)
+    for part in ("vae.decoder", "unet", "text_encoder"):
+        weights = [attrgetter(part)(pipe).state_dict() for pipe in (before, after)]
+        assert any(not torch.equal(one, other) for one, other in zip(*(w.values() for w in weights)))
+    command = read_meta(tmp_path / "better" / "model_index.json")["command"]
+    assert command.startswith("none; ") and command.endswith("--improve --steps 2 --vae-steps 2 --seed 1")
+    with pytest.raises(ValueError, match="decoder_steps=0"):
+        improve_mini(folder, decoder_steps=0)
+
+
+def test_a_report_counts_what_the_judge_names_right(folder, monkeypatch):
+    monkeypatch.setattr(mini_training, "STYLES", ("noto",))
+    drawn = []
+
+    def judged(pipe, prompts=("rocket",), seeds=range(4), num_steps=50):
+        drawn.append((tuple(prompts), len(seeds), num_steps))
+        return 0.75, dict.fromkeys(prompts, 0.75), np.zeros((len(prompts), len(seeds), 64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(mini_training, "concept_accuracy", judged)
+    found = mini_training.report(folder, num_steps=7)
+    assert drawn == [(("rocket",), 4, 7), (("rocket", "red apple"), 4, 7)]
+    assert found["grid_accuracy"] == found["all_concepts_accuracy"] == 0.75
+    assert read_meta(folder / "samples.png")["settings"]["autoencoder_decibels"] == found["autoencoder_decibels"]
+    load_mini(folder)  # the sample picture is no part of the pipeline
+    with pytest.raises(ValueError, match="num_steps=-1"):
+        mini_training.report(folder, num_steps=-1)
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
         ({"size": "huge"}, "huge"),
+        ({"steps": 0}, "steps=0"),
+        ({"vae_steps": -1}, "vae_steps=-1"),
         ({"minutes": 0}, "minutes=0"),
-        ({"vae_minutes": -1}, "vae_minutes=-1"),
+        ({"out": Path(__file__)}, "cannot be written|is not a folder"),
         ({"concepts": ["no such thing"]}, "no such thing"),
         ({"styles": ["apple"], "concepts": ["rocket"]}, "apple"),
     ],

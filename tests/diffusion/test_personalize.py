@@ -5,17 +5,16 @@ import csv
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion import personalize as personal
 from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, load_users, mini_users
-from splitpoint.diffusion.mini import build_mini, draw, load_mini, token_ids
+from splitpoint.diffusion.mini import draw, load_mini
+from splitpoint.diffusion.mini_networks import build_mini, token_ids
 from splitpoint.diffusion.personalize import (
     _picture,
-    _target,
     attach_user,
     personalize,
     split_concepts,
@@ -61,14 +60,7 @@ def test_a_user_pulls_the_images_towards_its_own_style(pipe):
     assert style_accuracy(pipe, "openmoji", prompts, num_steps=10) >= max(0.5, before)
 
 
-@pytest.fixture
-def counted_steps(monkeypatch):
-    """Budgets of so many steps instead of so many minutes."""
-    return lambda number: monkeypatch.setattr(personal, "time_budget", lambda *_: iter(np.linspace(0, 0.9, number)))
-
-
-def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe, counted_steps):
-    counted_steps(6)
+def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe):
     shared = draw(pipe, "rocket", [3], 3).astype(int)
     personalize(
         [np.zeros((64, 64, 3), np.uint8)],
@@ -78,7 +70,7 @@ def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe, 
         rank=2,
         learning_rate=0.2,
         batch=4,
-        progress=False,
+        steps=6,
     )
     mine, other = draw(pipe, "rocket", [3], 3), load_mini()
     attach_user(other, tmp_path / "dark")
@@ -86,24 +78,14 @@ def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe, 
     assert 20 * np.abs(again - mine.astype(int)).mean() < np.abs(mine - shared).mean()
 
 
-def test_a_tenth_of_the_prompts_is_left_out_in_training(pipe, counted_steps):
-    counted_steps(1)
+def test_a_tenth_of_the_prompts_is_left_out_in_training(pipe):
     seen = []
     hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2].detach()))
-    personalize([np.zeros((64, 64, 3), np.uint8)], ["rocket"], pipe, rank=1, batch=128, progress=False)
+    personalize([np.zeros((64, 64, 3), np.uint8)], ["rocket"], pipe, rank=1, batch=128, steps=1)
     hook.remove()
     with torch.no_grad():
         empty = pipe.text_encoder(token_ids(pipe.tokenizer, [""])).last_hidden_state
     assert 0.03 < (torch.cat(seen) == empty).all((1, 2)).float().mean() < 0.2
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_target_is_what_the_schedule_has_the_model_predict(prediction):
-    schedule = DDIMScheduler(prediction_type=prediction)
-    latents, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([0, 500, 999])
-    alpha = schedule.alphas_cumprod[t].reshape(3, 1, 1, 1)
-    expected = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
-    torch.testing.assert_close(_target(schedule, latents, noise, t), expected)
 
 
 def test_pictures_are_padded_to_a_square_on_white_not_cut():
@@ -112,9 +94,19 @@ def test_pictures_are_padded_to_a_square_on_white_not_cut():
     assert (page[[0, 10, 53, 63]] == 255).all() and (page[32] == [255, 0, 0]).all()
 
 
+def test_a_long_strip_is_made_smaller_before_it_is_padded(monkeypatch):
+    made, new = [], Image.new
+    monkeypatch.setattr(
+        personal.Image, "new", lambda mode, size, *colour: made.append(size) or new(mode, size, *colour)
+    )
+    strip = np.zeros((1, 20_000, 3), np.uint8)
+    assert _picture(strip).shape == (64, 64, 3)
+    assert max(wide * high for wide, high in made) <= 1024**2
+
+
 def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
     pictures = [Image.new("RGBA", (90, 40), (255, 0, 0, 128)), np.full((30, 30, 3), 200, np.uint8)]
-    personalize(pictures, ["rocket", "a red apple"], pipe, tmp_path / "reader", minutes=0.01, rank=2, progress=False)
+    personalize(pictures, ["rocket", "a red apple"], pipe, tmp_path / "reader", steps=2, rank=2)
     mine = draw(pipe, "rocket", [3], 3)
     other = load_mini()
     assert attach_user(other, tmp_path / "reader") == "reader"
@@ -128,7 +120,9 @@ def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
         ([Image.new("RGB", (8, 8))], ["a", "b"], {}, "1 entries and prompts has 2"),
         ([Image.new("RGB", (8, 8))], [" "], {}, "empty prompt"),
         ([Image.new("RGB", (8, 8))], ["rocket"], {"rank": 0}, "rank=0"),
-        ([Image.new("RGB", (8, 8))], ["rocket"], {"minutes": 0}, "minutes=0"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"rank": 2.5}, "rank=2.5"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"out": __file__}, "is not a folder that can be written"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"steps": 0}, "steps=0"),
         ([Image.new("RGB", (8, 8))], ["rocket"], {"learning_rate": float("nan")}, "learning_rate=nan"),
         ([Image.new("RGB", (8, 8))], ["rocket"], {"batch": 0}, "batch=0"),
         (["a.png"], ["rocket"], {}, "holds a str"),
@@ -137,7 +131,7 @@ def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
 def test_bad_requests_are_refused(pipe, images, prompts, more, says):
     before = set(getattr(pipe.unet, "peft_config", {}))
     with pytest.raises(ValueError, match=says):
-        personalize(images, prompts, pipe, **{"minutes": 0.01, "progress": False, **more})
+        personalize(images, prompts, pipe, **{"steps": 1, **more})
     assert set(getattr(pipe.unet, "peft_config", {})) == before  # refused before anything is changed
 
 

@@ -20,10 +20,9 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
-from transformers import CLIPProcessor
 
 from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
-from splitpoint.diffusion.judges import PooledCLIP, load_concept_classifier, load_mini_clip, load_style_classifier
+from splitpoint.diffusion.judges import Distance, Judges, mini_judges
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
 
@@ -35,8 +34,6 @@ SCHEDULES = {  # other ways to space the steps over the noise levels, each as se
     "20_steps": {"num_steps": 20, "scheduler": "ddim"},
 }
 RELEASED_FLOOR = 3.0  # the released index is sigmoid(30 (d - 0.1)): identical pictures get sigmoid(-3)
-
-Distance = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,78 +77,9 @@ class Calibration:
         return np.asarray(text_score, dtype=float) / self.real_score * apart
 
 
-@dataclass(frozen=True)
-class Evaluators:
-    """The networks that judge pictures; none of them is the generator's.
-
-    Attributes:
-        name: what they are, for provenance.
-        clip: as ``torchmetrics`` takes it, a callable that returns (model, processor).
-        distance: pictures (B, 3, H, W) in [0, 1], twice -> (B,).
-        style: pictures -> one style name each, or None where there is no such network.
-    """
-
-    name: str
-    clip: Callable[[], tuple]
-    distance: Distance
-    style: Callable[[torch.Tensor], list[str]] | None = None
-
-
-def load_clip(path: str | Path = "openai/clip-vit-base-patch32") -> tuple[PooledCLIP, CLIPProcessor]:
-    """A CLIP model and its processor from a folder or the hub; ViT-B/32 is what the released index uses."""
-    return PooledCLIP.from_pretrained(path).eval(), CLIPProcessor.from_pretrained(path)
-
-
-def stable_diffusion_evaluators(
-    clip: str | Path = "openai/clip-vit-base-patch32", network: str = "alex", pixels: int = 256
-) -> Evaluators:
-    """CLIP ViT-B/32 and LPIPS, as in the released index; needs torchvision and, once, a connection.
-
-    Args:
-        clip: folder or hub name of the CLIP model.
-        network: LPIPS backbone, "alex" in the released index.
-        pixels: edge length to which pictures are resized before LPIPS.
-    """
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    lpips = LearnedPerceptualImagePatchSimilarity(net_type=network, reduction="none", normalize=True)
-
-    def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        one, other = (
-            torch.nn.functional.interpolate(x, (pixels, pixels), mode="bilinear", antialias=True).clamp(0, 1)
-            for x in (one, other)
-        )
-        return lpips(one, other)
-
-    loaded = load_clip(clip)
-    return Evaluators(f"CLIP {Path(clip).name}, LPIPS {network}", lambda: loaded, distance)
-
-
-def mini_evaluators() -> Evaluators:
-    """The miniature's judges: its text-image encoder, feature maps of the judge of concepts, the judge of styles."""
-    concepts, styles = load_concept_classifier(), load_style_classifier()
-
-    def feature_maps(pictures: torch.Tensor) -> list[torch.Tensor]:
-        maps, value = [], pictures * 2 - 1
-        for layer in concepts.body:
-            value = layer(value)
-            maps.append(value)
-        return maps[2::6]  # at 32, 16, 8 and 4 pixels, the last of each resolution
-
-    def style(pictures: torch.Tensor) -> list[str]:
-        return styles.classify((pictures * 255).round().byte().permute(0, 2, 3, 1).numpy())
-
-    return Evaluators(
-        "the project's text-image encoder, judge of concepts, judge of styles",
-        load_mini_clip,
-        deep_feature_distance(feature_maps),
-        style,
-    )
-
-
 def mini_prompts() -> tuple[str, ...]:
     """The 20 prompts of the committed measurement: every tenth concept of the miniature, from the sixth on."""
-    from splitpoint.diffusion.mini import default_concepts
+    from splitpoint.diffusion.emoji import default_concepts
 
     return default_concepts()[5::10]
 
@@ -169,33 +97,6 @@ def real_pictures(styles: Sequence[str], prompts: Sequence[str]) -> torch.Tensor
         raise ValueError(f"prompts={list(prompts)} holds concepts that not all of styles={list(styles)} have drawn")
     pictures = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).float() / 255
     return pictures.reshape(len(prompts), len(styles), *pictures.shape[1:])
-
-
-def deep_feature_distance(feature_maps: Callable[[torch.Tensor], Sequence[torch.Tensor]]) -> Distance:
-    """A distance between pictures from a network's feature maps: like LPIPS, without its learned weights.
-
-    Args:
-        feature_maps: pictures (B, 3, H, W) in [0, 1] -> maps (B, channels, h, w), one a layer.
-
-    Returns:
-        A function of two picture batches: mean over layers and places of the squared difference between the maps,
-        each place's channels scaled to length 1.
-    """
-
-    @torch.no_grad()
-    def distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        pairs = zip(feature_maps(one), feature_maps(other), strict=True)
-        layers = [
-            (torch.nn.functional.normalize(a, dim=1) - torch.nn.functional.normalize(b, dim=1))
-            .square()
-            .sum(1)
-            .flatten(1)
-            .mean(1)
-            for a, b in pairs
-        ]
-        return torch.stack(layers).mean(0)
-
-    return distance
 
 
 @torch.no_grad()
@@ -243,18 +144,18 @@ def distances_between_users(pictures: torch.Tensor, distance: Distance) -> np.nd
     return total / (users - 1)
 
 
-def calibrate(evaluators: Evaluators, pictures: torch.Tensor, prompts: Sequence[str]) -> Calibration:
+def calibrate(judges: Judges, pictures: torch.Tensor, prompts: Sequence[str]) -> Calibration:
     """The index's constants from real pictures.
 
     Args:
-        evaluators: the networks that will judge the splits.
+        judges: the networks that will judge the splits.
         pictures: (prompts, styles, 3, H, W), values in [0, 1]: every prompt drawn in every style.
         prompts: one per first index.
     """
-    cases, styles = pictures.shape[:2]
+    styles = pictures.shape[1]
     repeated = [prompt for prompt in prompts for _ in range(styles)]
-    scores = text_scores(pictures.flatten(0, 1), repeated, evaluators.clip)
-    return Calibration(float(scores.mean()), float(distances_between_users(pictures, evaluators.distance).mean()))
+    scores = text_scores(pictures.flatten(0, 1), repeated, judges.clip)
+    return Calibration(float(scores.mean()), float(distances_between_users(pictures, judges.distance).mean()))
 
 
 def measure_pai(
@@ -264,7 +165,7 @@ def measure_pai(
     seeds: Sequence[int] = (0,),
     *,
     hybrid: HybridPipeline | None = None,
-    evaluators: Evaluators | None = None,
+    judges: Judges | None = None,
     calibration: Calibration | None = None,
     describe: Callable[[str, str], str] | None = None,
     path: str | Path | None = None,
@@ -283,7 +184,7 @@ def measure_pai(
         split_points: steps on the device, in [0, N].
         seeds: repetitions; the noise follows from prompt and seed.
         hybrid: models and settings of the run; the miniature if left out.
-        evaluators: the judges; the miniature's if left out.
+        judges: the judges; the miniature's if left out.
         calibration: the index's constants; those in ``data/quality/calibration.json`` if left out.
         describe: (prompt, user) -> text that the picture is scored against; the prompt itself if left out.
         path: CSV file for the finished table.
@@ -304,14 +205,14 @@ def measure_pai(
     if len(users) < 2:
         raise ValueError(f"users={users} has one name; a distance between users needs at least 2")
     hybrid = load_mini_hybrid() if hybrid is None else hybrid
-    evaluators = mini_evaluators() if evaluators is None else evaluators
+    judges = mini_judges() if judges is None else judges
     calibration = load_calibration() if calibration is None else calibration
     for user in users:
         hybrid.user(user)
     for split in split_points:
         check_requests(hybrid.num_steps, prompts, split, 0)
     split_points = [int(split) for split in split_points]
-    settings = _settings(hybrid, users, split_points, evaluators, calibration)
+    settings = _settings(hybrid, users, split_points, judges, calibration)
     finished = _Finished(path, settings)
     sigmas = [float(hybrid.noise_levels()[hybrid.num_steps - split]) for split in split_points]
     cases = [(prompt, int(seed)) for seed in seeds for prompt in prompts]
@@ -322,7 +223,7 @@ def measure_pai(
                     prompt, users, split_points, noise_seed(prompt, seed), progress=False, cancel=cancel
                 )
                 table = _judge(
-                    pictures, prompt, users, split_points, seed, hybrid.num_steps, evaluators, calibration, describe
+                    pictures, prompt, users, split_points, seed, hybrid.num_steps, judges, calibration, describe
                 )
                 table.insert(6, "sigma", np.repeat(sigmas, len(users)))
                 finished.add(table)
@@ -439,7 +340,7 @@ def _listed(name: str, values: Sequence) -> list:
     return values
 
 
-def _settings(hybrid: HybridPipeline, users, split_points, evaluators: Evaluators, calibration: Calibration) -> dict:
+def _settings(hybrid: HybridPipeline, users, split_points, judges: Judges, calibration: Calibration) -> dict:
     weights = hashlib.blake2b(digest_size=8)
     models = {id(model): model for user in users for model in [hybrid.user(user).pipeline.unet]}
     for model in [hybrid.pipeline.unet, *models.values()]:
@@ -453,7 +354,7 @@ def _settings(hybrid: HybridPipeline, users, split_points, evaluators: Evaluator
         "packet_dtype": hybrid.packet_dtype,
         "users": users,
         "split_points": split_points,
-        "evaluators": evaluators.name,
+        "judges": judges.name,
         "calibration": asdict(calibration),
         "weights": weights.hexdigest(),
     }
@@ -466,14 +367,14 @@ def _judge(
     split_points,
     seed: int,
     num_steps: int,
-    evaluators: Evaluators,
+    judges: Judges,
     calibration: Calibration,
     describe,
 ) -> pd.DataFrame:
     flat = pictures.flatten(0, 1)
     cells = [(split, user) for split in split_points for user in users]
     texts = [prompt if describe is None else describe(prompt, user) for _, user in cells]
-    apart = distances_between_users(pictures, evaluators.distance)
+    apart = distances_between_users(pictures, judges.distance)
     table = pd.DataFrame(
         {
             "prompt": prompt,
@@ -482,12 +383,12 @@ def _judge(
             "noise_seed": noise_seed(prompt, seed),
             "num_steps": num_steps,
             "split_point": [split for split, _ in cells],
-            "text_score": text_scores(flat, texts, evaluators.clip),
+            "text_score": text_scores(flat, texts, judges.clip),
             "distance": apart.ravel(),
         }
     )
-    if evaluators.style is not None:
-        table["style"] = evaluators.style(flat)
+    if judges.style is not None:
+        table["style"] = judges.style(flat)
         table["style_ok"] = (table["style"] == table["user"]).astype(int)
     table["pai"] = calibration.pai(table["text_score"], np.repeat(apart.mean(axis=1), len(users)))
     return table
@@ -495,7 +396,7 @@ def _judge(
 
 def main() -> None:
     """Calibrate on real pictures, or make the committed measurement; each only when asked for."""
-    from splitpoint.diffusion.mini import default_concepts
+    from splitpoint.diffusion.emoji import default_concepts
 
     parser = argparse.ArgumentParser(description="The personalized accuracy index of the miniature.")
     parser.add_argument("--calibrate", action="store_true", help="write data/quality/calibration.json")
@@ -504,7 +405,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.calibrate:
         concepts = default_concepts()
-        found = calibrate(mini_evaluators(), real_pictures(MINI_USERS, concepts), concepts)
+        found = calibrate(mini_judges(), real_pictures(MINI_USERS, concepts), concepts)
         save_calibration(
             found,
             data_path("quality", "calibration.json"),

@@ -175,6 +175,14 @@ def known_concepts(styles: Sequence[str] = STYLES) -> tuple[str, ...]:
     return tuple(row["name"] for row in emoji_table() if all(row[style] is not None for style in styles))
 
 
+@lru_cache(maxsize=1)
+def default_concepts() -> tuple[str, ...]:
+    """The concepts of the committed miniature: drawn by every style, told apart at a glance."""
+    path = data_path("emoji", "concepts.txt")
+    read_meta(path)
+    return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+
+
 def nearest(word: str, known: Sequence[str], number: int = 3) -> list[str]:
     """Known names most like a word, by shared letters; for messages."""
     from difflib import get_close_matches

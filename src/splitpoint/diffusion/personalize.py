@@ -9,7 +9,7 @@ import argparse
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,17 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
+from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.diffusion.emoji import PIXELS, SOURCES, STYLES, WEIGHTS_LICENCE, load_emoji
 from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, add_adapter, mini_users
-from splitpoint.diffusion.mini import NUM_TRAIN_STEPS, draw, encode_images, load_mini, token_ids, warn_unknown
-from splitpoint.diffusion.training import bfloat16_is_fast, set_rate, time_budget, training_device, update
+from splitpoint.diffusion.mini import draw, load_mini, warn_unknown
+from splitpoint.diffusion.mini_networks import encode_images, token_ids
+from splitpoint.diffusion.training import Run, bfloat16_is_fast, fit, noised, training_device, writable_folder
 from splitpoint.files import data_path, read_meta, write_meta, write_rows
 
 RANK = 10
+STEPS = 465
+MOST_PIXELS = 1024
 # Which layers get a LoRA: attention alone is too weak to carry a style.
 TARGETS = [
     "to_q",
@@ -82,14 +86,15 @@ def personalize(
     prompts: Sequence[str],
     pipe: StableDiffusionPipeline | None = None,
     out: Path | str | None = None,
-    minutes: float = 3.0,
+    *,
+    steps: int = STEPS,
     rank: int = RANK,
     learning_rate: float = 1.5e-3,
     batch: int = 32,
     seed: int = 0,
     name: str = "mine",
-    progress: bool | None = None,
-    **meta: object,
+    run: Run = Run(),  # noqa: B008 (frozen)
+    meta: Mapping[str, object] | None = None,
 ) -> StableDiffusionPipeline:
     """Tune a LoRA to someone's pictures, and leave it switched on in the pipeline.
 
@@ -98,43 +103,75 @@ def personalize(
         prompts: what each shows, in words that the shared model knows.
         pipe: the shared model; the miniature when left out, on a GPU if there is one.
         out: folder to write; its name becomes the adapter's. Nothing is written when left out.
-        minutes: time budget.
+        steps: training steps.
         rank: of the LoRA; its file grows in proportion.
         learning_rate: its peak.
         batch: images a step, drawn with replacement.
         seed: seed of weights, order and noise.
         name: of the adapter, where ``out`` is left out.
-        progress: show a progress bar.
+        run: checkpoint, budget and bar.
         meta: entries for the sidecar, for instance the licence of the pictures.
 
     Returns:
         the pipeline with the new user switched on.
 
     Raises:
-        ValueError: if the two lists differ in length or are empty, a prompt is empty, or a number is out of range.
+        ValueError: if the two lists differ in length or are empty, a prompt is empty, a number is out of range, or
+            ``out`` cannot be written; all of it before any work.
     """
     images, prompts = list(images), list(prompts)
+    _check_request(images, prompts, steps, rank, learning_rate, batch)
+    pictures = np.stack([_picture(image) for image in images])
+    if out is not None:
+        writable_folder("out", Path(out))
+    pipe = load_mini(device=training_device()) if pipe is None else pipe
+    warn_unknown(prompts, getattr(pipe, "concepts", ()))
+    name = adapter_name(Path(out).name if out is not None else name)
+    torch.manual_seed(seed)
+    weights = _new_adapter(pipe, name, rank)
+    unet, device = pipe.unet, pipe.unet.device
+    mean, std = encode_images(pipe.vae, pictures)
+    scale = pipe.vae.config.scaling_factor
+    with torch.no_grad():
+        contexts = pipe.text_encoder(token_ids(pipe.tokenizer, [*prompts, ""]).to(device)).last_hidden_state
+    unet.to(memory_format=torch.channels_last).train()
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        pick = torch.randint(len(mean), (batch,), generator=generator)
+        latents = scale * (mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator))
+        which = torch.where(torch.rand(batch, generator=generator) < 0.1, len(prompts), pick)
+        noisy, target, t = noised(pipe.scheduler, latents, generator)
+        noisy = noisy.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
+            guess = unet(noisy, t.to(device), contexts[which]).sample
+        return (guess.float() - target.to(device)).square().mean()
+
+    title = f"personal model {name}"
+    losses = fit(loss, weights, steps, learning_rate=learning_rate, weight_decay=1e-2, seed=seed, title=title, run=run)
+    unet.eval().requires_grad_(False)
+    if out is not None:
+        settings = {"rank": rank, "learning_rate": learning_rate, "batch": batch, "images": len(images)}
+        settings |= {"steps": len(losses), "final_loss": float(np.mean(losses[-50:]))}
+        _save(pipe, name, Path(out), seed, settings, meta or {})
+    return pipe
+
+
+def _check_request(images: list, prompts: list, steps: int, rank: int, learning_rate: float, batch: int) -> None:
     if not images or len(images) != len(prompts):
         raise ValueError(
             f"images has {len(images)} entries and prompts has {len(prompts)}; valid: as many of both, at least 1"
         )
     if any(not isinstance(prompt, str) or not prompt.strip() for prompt in prompts):
         raise ValueError(f"prompts={prompts!r} holds an empty prompt; valid: a text for every image")
-    for title, value, low, high in (
-        ("minutes", minutes, 1e-3, 1e5),
-        ("rank", rank, 1, 64),
-        ("batch", batch, 1, 4096),
-        ("learning_rate", learning_rate, 1e-6, 1),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{title}={value!r} is outside [{low:g}, {high:g}]")
-    pictures = np.stack([_picture(image) for image in images])
-    pipe = load_mini(device=training_device()) if pipe is None else pipe
-    warn_unknown(prompts, getattr(pipe, "concepts", ()))
-    name = adapter_name(Path(out).name if out is not None else name)
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
-    unet, device = pipe.unet, pipe.unet.device
+    whole_number("steps", steps, 1)
+    whole_number("rank", rank, 1, 64)
+    whole_number("batch", batch, 1, 4096)
+    finite_number("learning_rate", learning_rate, 1e-6, 1)
+
+
+def _new_adapter(pipe: StableDiffusionPipeline, name: str, rank: int) -> dict[str, torch.nn.Parameter]:
+    """Add an untrained LoRA, switch it on, and return its weights; all others are frozen."""
+    unet = pipe.unet
     for part in (unet, pipe.text_encoder, pipe.vae):
         part.requires_grad_(False)
     if name in getattr(unet, "peft_config", {}):
@@ -142,47 +179,7 @@ def personalize(
     unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=TARGETS), name)
     pipe.enable_lora()
     unet.set_adapter(name)
-    trained = [weight for weight in unet.parameters() if weight.requires_grad]
-    mean, std = encode_images(pipe.vae, pictures)
-    scale = pipe.vae.config.scaling_factor
-    with torch.no_grad():
-        contexts = pipe.text_encoder(token_ids(pipe.tokenizer, [*prompts, ""]).to(device)).last_hidden_state
-    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=1e-2)
-    unet.to(memory_format=torch.channels_last).train()
-    losses = []
-    for part in time_budget(minutes, 0.0, progress, f"personal model {name}"):
-        set_rate(optimizer, learning_rate, part, len(losses))
-        pick = torch.randint(len(mean), (batch,), generator=generator)
-        latents = scale * (mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator))
-        noise = torch.randn(latents.shape, generator=generator)
-        t = ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * NUM_TRAIN_STEPS).long()
-        which = torch.where(torch.rand(batch, generator=generator) < 0.1, len(prompts), pick)
-        noisy = pipe.scheduler.add_noise(latents, noise, t).to(device).contiguous(memory_format=torch.channels_last)
-        target = _target(pipe.scheduler, latents, noise, t).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
-            guess = unet(noisy, t.to(device), contexts[which]).sample
-        loss = (guess.float() - target).square().mean()
-        update(optimizer, loss, trained)
-        losses.append(loss.item())
-    unet.eval().requires_grad_(False)
-    if out is not None:
-        _save(
-            pipe,
-            name,
-            Path(out),
-            seed,
-            {
-                "minutes": minutes,
-                "rank": rank,
-                "learning_rate": learning_rate,
-                "batch": batch,
-                "steps": len(losses),
-                "images": len(images),
-                "final_loss": float(np.mean(losses[-50:])),
-            },
-            meta,
-        )
-    return pipe
+    return {key: weight for key, weight in unet.named_parameters() if weight.requires_grad}
 
 
 def split_concepts(concepts: Sequence[str], share: float = 0.15, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -193,25 +190,30 @@ def split_concepts(concepts: Sequence[str], share: float = 0.15, seed: int = 0) 
 
 
 def train_user(
-    style: str, minutes: float = 3.0, seed: int = 0, out: Path | None = None, progress: bool | None = None
+    style: str,
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+    out: Path | None = None,
+    run: Run = Run(),  # noqa: B008 (frozen)
 ) -> Path:
     """Train the personal model of one vendor on most of the miniature's concepts, on a GPU if there is one; save it.
 
     Args:
         style: one of ``STYLES``.
-        minutes: time budget.
+        steps: training steps.
         seed: seed of weights, order and noise; which concepts are held out never changes.
         out: folder; ``data/models/users/<style>`` when left out.
-        progress: show a progress bar.
+        run: checkpoint, budget and bar.
 
     Returns:
         the folder.
 
     Raises:
-        ValueError: for an unknown style.
+        ValueError: for an unknown style, a number out of range, or a folder that cannot be written.
     """
-    if style not in STYLES:
-        raise ValueError(f"style={style!r} is not one of {', '.join(STYLES)}")
+    one_of("style", style, STYLES)
+    whole_number("steps", steps, 1)
     pipe = load_mini(device=training_device())
     kept, held = split_concepts(pipe.concepts)
     shown = load_emoji([style], kept)
@@ -221,16 +223,18 @@ def train_user(
         shown.prompts,
         pipe,
         out,
-        minutes,
+        steps=steps,
         seed=seed,
-        progress=progress,
-        command=f"python -m splitpoint.diffusion.personalize --style {style} --minutes {minutes:g}",
-        held_out_concepts=held,
-        licence=WEIGHTS_LICENCE,
-        trained_on={
-            "source": f"npm {SOURCES[style][0]}@{SOURCES[style][1]}",
-            "licence": SOURCES[style][3],
-            "licence_url": SOURCES[style][4],
+        run=run,
+        meta={
+            "command": f"python -m splitpoint.diffusion.personalize --style {style} --steps {steps} --seed {seed}",
+            "held_out_concepts": held,
+            "licence": WEIGHTS_LICENCE,
+            "trained_on": {
+                "source": f"npm {SOURCES[style][0]}@{SOURCES[style][1]}",
+                "licence": SOURCES[style][3],
+                "licence_url": SOURCES[style][4],
+            },
         },
     )
     return out
@@ -245,10 +249,10 @@ def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[
         prompts: one image each; the first has seed 0, each next prompt the next seed.
         num_steps: denoising steps.
     """
-    from splitpoint.diffusion.judges import load_style_classifier
+    from splitpoint.diffusion.judges import load_style_judge
 
     images = draw(pipe, prompts, range(len(prompts)), num_steps)
-    return float(np.mean([said == style for said in load_style_classifier().classify(images)]))
+    return float(np.mean([said == style for said in load_style_judge().classify(images)]))
 
 
 def _picture(image) -> np.ndarray:
@@ -257,16 +261,13 @@ def _picture(image) -> np.ndarray:
     if not isinstance(image, Image.Image):
         raise ValueError(f"images holds a {type(image).__name__}; valid: PIL images or uint8 arrays (H, W, 3)")
     image = image.convert("RGBA")
+    image.thumbnail((MOST_PIXELS, MOST_PIXELS))  # or the square around a long strip would take gigabytes
     page = Image.new("RGBA", (max(image.size),) * 2, "white")
     page.alpha_composite(image, ((page.width - image.width) // 2, (page.height - image.height) // 2))
     return np.asarray(page.convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.LANCZOS))
 
 
-def _target(scheduler, latents: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    return noise if scheduler.config.prediction_type == "epsilon" else scheduler.get_velocity(latents, noise, t)
-
-
-def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, settings: dict, meta: dict) -> None:
+def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, settings: dict, meta: Mapping) -> None:
     state = get_peft_model_state_dict(pipe.unet, adapter_name=name)  # one naming for all layers, or some would be lost
     folder.mkdir(parents=True, exist_ok=True)
     StableDiffusionPipeline.save_lora_weights(
@@ -274,22 +275,22 @@ def _save(pipe: StableDiffusionPipeline, name: str, folder: Path, seed: int, set
         unet_lora_layers={key: value.to(torch.float16).contiguous() for key, value in state.items()},
         weight_name=ADAPTER_FILE,
     )
-    command = meta.pop("command", "splitpoint.diffusion.personalize.personalize(images, prompts, out=...)")
-    write_meta(folder / ADAPTER_FILE, kind="trained", command=command, seed=seed, settings=settings, **meta)
+    entries = {"command": "splitpoint.diffusion.personalize.personalize(images, prompts, out=...)", **meta}
+    write_meta(folder / ADAPTER_FILE, **{"kind": "trained", "seed": seed, "settings": settings, **entries})
 
 
 def main() -> None:
     """Train vendors' personal models; print the style accuracy of each on concepts it was shown and on others."""
     parser = argparse.ArgumentParser(description="Train the personal models of vendors.")
     parser.add_argument("--style", nargs="+", choices=STYLES, default=["noto", "twemoji", "openmoji", "fluent"])
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-report", action="store_true", help="train nothing")
     given = parser.parse_args()
     rows = []
     for style in given.style:
         if not given.only_report:
-            train_user(style, given.minutes, given.seed)
+            train_user(style, steps=given.steps, seed=given.seed)
         pipe = load_mini()
         kept, held = split_concepts(pipe.concepts)
         sets = {"trained": kept[:: math.ceil(len(kept) / len(held))], "held_out": held}
@@ -313,7 +314,7 @@ def main() -> None:
         command="python -m splitpoint.diffusion.personalize --only-report",
         seed=0,
         licence="MIT",
-        settings={"steps": 50, "judge": "evaluators/styles.safetensors, among all six styles"},
+        settings={"steps": 50, "judge": "judges/styles.safetensors, among all six styles"},
     )
 
 

@@ -1,43 +1,180 @@
-"""What every training here has in common: a budget of time, a learning rate that falls with it, one update."""
+"""The one training loop of this room: counted in steps, with a running mean of the weights and safe checkpoints.
 
+A step means the same on every machine, so the same seed learns the same on a fast one and on a slow one; a budget of
+minutes may cut a run short, and a checkpoint goes on from there.
+"""
+
+import hashlib
 import math
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
+from splitpoint.checks import finite_number, whole_number
+from splitpoint.files import write_atomically
 from splitpoint.progress import progress_bar
 
+WARMUP_STEPS = 100
+CHECKPOINT_EVERY_S = 180
 
-def time_budget(minutes: float, spent: float, progress: bool | None, title: str) -> Iterator[float]:
-    """Yield the used share of a time budget until it is spent.
+Loss = Callable[[torch.Generator], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is carried through; nothing here changes what a finished one has learned.
+
+    Attributes:
+        checkpoint: safetensors file that is written every three minutes, and at the end.
+        resume: go on from ``checkpoint``, if it is there.
+        minutes: a budget that cuts the training short, checkpoint in hand.
+        progress: True shows a bar, False none; by default one on a terminal and in a notebook.
+    """
+
+    checkpoint: Path | None = None
+    resume: bool = False
+    minutes: float = math.inf
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.minutes != math.inf:
+            finite_number("minutes", self.minutes, 0, open_end=True)
+
+
+def fit(
+    loss: Loss,
+    weights: Mapping[str, torch.nn.Parameter],
+    steps: int,
+    *,
+    learning_rate: float,
+    weight_decay: float = 1e-3,
+    mean_decay: float | None = None,
+    seed: int = 0,
+    title: str = "training",
+    run: Run = Run(),
+) -> list[float]:
+    """Train weights by AdamW, the learning rate rising for a hundred steps and then falling to zero as a cosine.
 
     Args:
-        minutes: the budget.
-        spent: minutes that were used before, by a run that is resumed.
-        progress: True shows a bar, False none; by default one on a terminal and in a notebook.
-        title: of the bar.
+        loss: draws a batch with the generator that it is given, and returns the loss, a scalar.
+        weights: name -> weight; trained in place.
+        steps: updates.
+        learning_rate: its peak.
+        weight_decay: of AdamW.
+        mean_decay: of a running mean of the weights, which they end as; None keeps none.
+        seed: of the generator.
+        title: of the progress bar.
+        run: checkpoint, budget and bar.
+
+    Returns:
+        the loss of every step; fewer than ``steps`` where the budget cut the training.
+
+    Raises:
+        ValueError: for a number out of range, or a checkpoint that is damaged or of another architecture.
     """
-    start = time.monotonic()
-    with progress_bar(title, round(60 * minutes), progress, unit="s", done=round(60 * spent)) as bar:
-        while (used := spent + (time.monotonic() - start) / 60) < minutes:
-            yield used / minutes
-            bar.update(max(0, round(60 * used) - bar.n))
+    whole_number("steps", steps, 1)
+    finite_number("learning_rate", learning_rate, 0, open_end=True)
+    trained = list(weights.values())
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP_STEPS, steps // 2), steps)
+    mean = None if mean_decay is None else EMAModel(trained, decay=mean_decay, foreach=True)
+    losses: list[float] = []
+    if run.resume and run.checkpoint is not None and run.checkpoint.exists():
+        _restore(load_state(run.checkpoint), run.checkpoint.name, weights, optimizer, schedule, mean, generator, losses)
+
+    def keep() -> None:
+        if run.checkpoint is not None and losses:
+            save_state(run.checkpoint, _state(weights, optimizer, mean, generator, losses))
+
+    start = saved = time.monotonic()
+    with progress_bar(title, steps, run.progress, unit="step", done=len(losses)) as bar:
+        while len(losses) < steps and time.monotonic() - start < 60 * run.minutes:
+            value = loss(generator)
+            if not value.isfinite():
+                raise RuntimeError(f"{title}: no finite loss after {len(losses)} steps; {learning_rate=} is too high")
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            if mean is not None:
+                mean.step(trained)
+            losses.append(value.item())
+            bar.update()
+            if time.monotonic() - saved > CHECKPOINT_EVERY_S:
+                keep()
+                saved = time.monotonic()
+    keep()
+    if mean is not None:
+        mean.copy_to(trained)
+    return losses
 
 
-def set_rate(optimizer: torch.optim.Optimizer, peak: float, part: float, steps: int) -> None:
-    """Learning rate after ``steps`` updates, a hundred of them to warm up, when ``part`` of the budget is used."""
-    rate = peak * min(1.0, (steps + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+def save_state(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write tensors as safetensors with a checksum in the header: the old file or the new one, never a half."""
+    whole = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    write_atomically(path, save(whole, {"sha256": _checksum(whole)}))
 
 
-def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
-    """One step down the gradient, its norm held to 1."""
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(weights, 1.0)
-    optimizer.step()
+def load_state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors that ``save_state`` wrote.
+
+    Raises:
+        ValueError: if the file was changed, damaged, or not written by ``save_state``.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            state, meta = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (OSError, SafetensorError, UnicodeDecodeError) as error:
+        raise ValueError(f"checkpoint {path.name} is unreadable; remove it to start anew") from error
+    if _checksum(state) != meta.get("sha256"):
+        raise ValueError(f"checkpoint {path.name} does not match its checksum: damaged; remove it to start anew")
+    return state
+
+
+def noised(
+    schedule, latents: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Latents with noise on them, at levels spread evenly over the batch.
+
+    Args:
+        schedule: a diffusers scheduler; says whether noise or velocity is to be predicted.
+        latents: (B, channels, height, width).
+        generator: of the noise and the levels.
+
+    Returns:
+        noisy latents and what a model is to predict from them, both of the latents' shape, and the steps (B,).
+    """
+    batch, most = len(latents), schedule.config.num_train_timesteps
+    noise = torch.randn(latents.shape, generator=generator)
+    spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch  # one in each of B equal parts
+    t = (spread * most).long().clamp(max=most - 1)
+    predicts_noise = schedule.config.prediction_type == "epsilon"
+    target = noise if predicts_noise else schedule.get_velocity(latents, noise, t)
+    return schedule.add_noise(latents, noise, t), target, t
+
+
+def writable_folder(name: str, folder: Path) -> None:
+    """Make a folder that a training is to fill, and see that it can be, before the work.
+
+    Raises:
+        ValueError: if it is a file, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{name}={str(folder)!r} is not a folder that can be written: {error.strerror}") from error
 
 
 def training_device() -> str:
@@ -50,3 +187,41 @@ def bfloat16_is_fast(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def _checksum(state: Mapping[str, torch.Tensor]) -> str:
+    return hashlib.sha256(save(dict(state))).hexdigest()
+
+
+def _state(weights: Mapping, optimizer, mean: EMAModel | None, generator, losses: list[float]) -> dict:
+    state = {"generator": generator.get_state(), "losses": torch.tensor(losses, dtype=torch.float64)}
+    for i, (name, weight) in enumerate(weights.items()):
+        state[f"weight.{name}"] = weight
+        state |= {f"{moment}.{name}": value for moment, value in optimizer.state[weight].items()}
+        if mean is not None:
+            state[f"mean.{name}"] = mean.shadow_params[i]
+    return state
+
+
+def _restore(state: dict, file: str, weights: Mapping, optimizer, schedule, mean, generator, losses: list) -> None:
+    needed = ["weight", "step", "exp_avg", "exp_avg_sq", *(["mean"] if mean is not None else [])]
+    for name, weight in weights.items():
+        parts = [state.get(f"{kind}.{name}") for kind in needed]
+        if any(part is None or (kind != "step" and part.shape != weight.shape) for kind, part in zip(needed, parts)):
+            raise ValueError(
+                f"checkpoint {file} is of another architecture: {name} does not fit; "
+                "train into an empty folder or give the same size"
+            )
+    for i, (name, weight) in enumerate(weights.items()):
+        weight.data.copy_(state[f"weight.{name}"])
+        moments = {key: state[f"{key}.{name}"].to(weight.device) for key in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[weight] = {"step": state[f"step.{name}"], **moments}
+        if mean is not None:
+            mean.shadow_params[i].copy_(state[f"mean.{name}"])
+    generator.set_state(state["generator"])
+    losses.extend(state["losses"].tolist())
+    if mean is not None:
+        mean.optimization_step = len(losses)
+    schedule.last_epoch = len(losses)
+    for group, base, factor in zip(optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * factor(len(losses))

@@ -164,7 +164,7 @@ class Plan:
 
     def __post_init__(self):
         object.__setattr__(self, "granted", np.asarray(self.granted))
-        object.__setattr__(self, "split_points", finite_array("split_points", self.split_points))
+        object.__setattr__(self, "split_points", np.asarray(self.split_points))
 
 
 @dataclass(frozen=True, eq=False)

@@ -68,10 +68,11 @@ def solve(instance: Instance, method: str = "exact", **options) -> Plan:
     if not isinstance(instance, Instance):
         raise ValueError(f"instance={instance!r} must be an Instance")
     solver = get_solver(method)
-    taken = inspect.signature(solver).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        for option in options:
-            one_of("option", option, list(taken)[1:])
+    if options:
+        taken = inspect.signature(solver).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            for option in options:
+                one_of("option", option, list(taken)[1:])
     plan = solver(instance, **options)
     check_plan(instance, plan)
     return plan

@@ -111,7 +111,11 @@ class Windows:
     @property
     def local_s(self) -> NDArray[np.float64]:
         """Utility of serving nobody, shape (n,), seconds."""
-        return self.outcomes(np.zeros(self.alpha.shape, dtype=bool))["utility_s"]
+        all_steps = float(self.parameters.num_steps)
+        *_, utility = user_outcomes(
+            False, all_steps, 0.0, 0, self.device_step_s, self.alpha, self.waiting_s, self.parameters
+        )
+        return np.sum(utility, axis=1, where=self.present)
 
     def outcomes(self, granted: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
         """What granting these users is worth, split points being optimal.

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 PROFILES, MODELS = "tests/offloading/test_hardware.py", "tests/offloading/test_curves.py"
+NAMED, NAMED_STUDY = "tests/offloading/test_named_hardware.py", "tests/study/test_hardware.py"
 PROBLEM, SPLIT = "tests/offloading/test_problem.py", "tests/offloading/test_split.py"
 SOLVERS = "tests/offloading/test_solvers.py"
 WINDOWS, ENV = "tests/offloading/test_windows.py", "tests/learning/test_env.py"
@@ -149,6 +150,27 @@ MUTATIONS = [
     ("offloading/hardware.py", "in sizes[1:-1]", "in sizes[2:-2]", f"{PROFILES} -k bent_line"),
     ("offloading/hardware.py", "if batch < 1 or", "if batch < 0 or", f"{PROFILES} -k bad_files"),
     ("offloading/hardware.py", "if seconds <= 0:", "if seconds < 0:", f"{PROFILES} -k bad_files"),
+    ("offloading/hardware.py", "- 1, 0, len(batch) - 2)", "- 1, 0, len(batch) - 1)", f"{NAMED} -k table"),
+    ("offloading/hardware.py", "max(1.1 * (k * batch[0] + h)", "max(0.0 * (k * batch[0] + h)", f"{NAMED} -k floor"),
+    ("offloading/hardware.py", "for level in (1, 2):", "for level in (1,):", f"{NAMED} -k floor"),
+    ("offloading/hardware.py", "/ (int(many) - int(few))", "/ int(many)", f"{NAMED} -k two_numbers"),
+    ("offloading/hardware.py", '-len(value.partition(".")[2])', '-len(value.partition(".")[0])', f"{NAMED} -k digits"),
+    ("offloading/hardware.py", '"end_to_end", -len(m.batch)', '"end_to_end", len(m.batch)', f"{NAMED} -k most"),
+    ("offloading/hardware.py", 'm: (m.scope == "end_to_end", -len', "m: (0, -len", f"{NAMED} -k alone"),
+    ("offloading/hardware.py", '["architecture"]), m.step_s)', '["architecture"]), -m.step_s)', f"{NAMED} -k fastest"),
+    (
+        "offloading/hardware.py",
+        "released.accuracy.steepness / share",
+        "released.accuracy.steepness",
+        f"{NAMED} -k fewer",
+    ),
+    ("offloading/hardware.py", "drawn.alpha * self.num_steps", "drawn.alpha * RELEASED_STEPS", f"{NAMED} -k fewer"),
+    ("offloading/hardware.py", "max_batch=self.max_batch,", "max_batch=18,", f"{NAMED} -k published"),
+    ("offloading/problem.py", "return np.array(self.odds)", "pass", f"{NAMED} -k weights"),
+    ("study/hardware.py", "if far <= RESEMBLES", "if far <= 2 * RESEMBLES", f"{NAMED_STUDY} -k resemblance"),
+    ("study/hardware.py", "-(-batch // num_gpus)", "batch // num_gpus + 1", f"{NAMED_STUDY} -k side_by_side"),
+    ("study/hardware.py", "/ 0.1  # the reward", "/ 1.0  # the reward", f"{NAMED_STUDY} -k scenario"),
+    ("study/hardware.py", "(most - evaluate(window, plan).utility)", "(most - local)", f"{NAMED_STUDY} -k truth"),
     # --- learning ---
     ("offloading/windows.py", "granted = granted & present", "granted = granted.copy()", f"{WINDOWS} -k agree"),
     ("offloading/windows.py", '"reward": 0.1 * utility', '"reward": utility', f"{WINDOWS} -k agree"),

@@ -36,6 +36,11 @@ def test_steps_alone_are_preferred_to_whole_runs():
     assert hardware.edge("A100 40GB").scope == "end_to_end", "there is nothing else, and it says so"
 
 
+def test_of_equal_scopes_the_one_with_most_sizes():
+    vanilla = [m for m in hardware.machines() if m.name == "A100 40GB" and m.software == "vanilla"]
+    assert sorted(len(m.batch) for m in vanilla) == [3, 6] and len(hardware.edge("A100 40GB", "vanilla").batch) == 6
+
+
 def test_two_numbers_of_steps_give_the_time_of_steps_alone():
     machine = hardware.edge("A100 40GB", "aitemplate")
     ms = {(r["num_steps"], r["batch_size"]): float(r["published_value"]) for r in machine.rows}

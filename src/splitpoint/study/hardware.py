@@ -216,7 +216,7 @@ def pair_losses(
     *,
     users: str = "phones of 2021–2025",
     num_users: int = 12,
-    seeds: int = 60,
+    seeds: int = 40,
 ) -> pd.DataFrame:
     """Utility lost by planning with one named machine's table where another's is true.
 
@@ -243,8 +243,8 @@ def form_losses(
     pairs: Sequence[tuple[str, str]] = PAIRS,
     *,
     users: str = "phones of 2021–2025",
-    num_users: Sequence[int] = (1, 2, 12),
-    seeds: int = 60,
+    num_users: Sequence[int] = (2, 12),
+    seeds: int = 40,
 ) -> pd.DataFrame:
     """Utility lost by planning with a machine's line or its floor where its own table is true; as ``pair_losses``."""
     common = {"users": users, "seeds": seeds}

@@ -1,5 +1,7 @@
 """Figures: one style for all, and a file a topic beside it."""
 
+import matplotlib.pyplot as plt
+
 from splitpoint.study.figures.style import (
     AXES,
     COLOURS,
@@ -43,6 +45,7 @@ __all__ = [
     "method_panels",
     "method_style",
     "numbered_style",
+    "plt",
     "reward_and_loss",
     "save_figure",
     "shortfall_lines",

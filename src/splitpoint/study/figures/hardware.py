@@ -31,14 +31,16 @@ def named_steps(
         )
     table = pd.DataFrame([(d.rows[0]["device_type"], d.step_s) for d in devices], columns=["kind", "step_s"])
     for i, (kind, rows) in enumerate(table.groupby("kind", sort=False)):
-        place = 0.62 * 0.87**i
+        place = 0.3 * 0.83**i
         marks = {"ls": "", "marker": "o<>sv"[i % 5], "color": "white", "markeredgecolor": COLOURS[i], "ms": 6}
         ax.plot(np.full(len(rows), place), rows["step_s"], markeredgewidth=1.4, label=KINDS.get(kind, kind), **marks)
     for (name, curve), line in zip(measured.items(), ("-", "--", ":", "-.")):
         sizes, medians = curve.medians()
-        ax.plot(sizes, medians, color="black", ls=line, lw=1.8, marker="*", ms=8, label=f"measured here: {name}")
-    ax.set(xscale="log", yscale="log", xlabel="batch size (guided images); devices left of 1 at batch 1")
+        ax.plot(sizes, medians, color="black", ls=line, lw=1.8, marker="*", ms=8, label=f"{name} (measured)")
+    ax.set(xscale="log", yscale="log", xlabel="batch size (guided images); shaded: users' devices, one image")
+    ax.axvspan(0.1, 0.36, color="0.93", zorder=0)
     ax.set(ylabel="one denoising step (s)", xticks=[1, 2, 4, 8, 16], xticklabels=["1", "2", "4", "8", "16"])
+    ax.set(xlim=(0.14, 20))
     ax.minorticks_off()
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=7.5)
     return ax
@@ -80,8 +82,9 @@ def software_bars(lines: pd.DataFrame, ax: plt.Axes | None = None) -> plt.Axes:
         ax.bar(place + 0.38 * i, lines[column], 0.36, color=COLOURS[i], label=name, hatch="//" if i else None)
         ax.errorbar(place + 0.38 * i, lines[column], half, fmt="none", color="black", lw=1, capsize=3)
     ax.set(xticks=place + 0.19, xticklabels=lines["software"], ylabel="milliseconds")
+    ax.set(ylim=(None, 1.3 * ax.get_ylim()[1]))  # room for the legend
     ax.axhline(0, color="0.4", lw=0.8)
-    ax.legend()
+    ax.legend(loc="upper left")
     return ax
 
 

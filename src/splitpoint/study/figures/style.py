@@ -53,7 +53,7 @@ def use_style(compact: bool = False) -> None:
     """
     if (shell := get_ipython()) is not None:
         set_matplotlib_formats("png")
-        embedded = partial(_embedded_png, dpi=112, colours=64) if compact else _embedded_png
+        embedded = partial(_embedded_png, dpi=100, colours=48) if compact else _embedded_png
         shell.display_formatter.formatters["image/png"].for_type(plt.Figure, embedded)
     sns.set_theme(context="paper", style="whitegrid", palette="colorblind")
     mpl.rcParams.update(

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from splitpoint.files import data_path, project_root, results_path, write_meta, write_rows
-from splitpoint.learning.agent import COMMITTED, Agent, TrainingSettings, evaluate_agent, load_agent, train_agent
-from splitpoint.learning.env import OffloadingVecEnv
+from splitpoint.learning.agent import COMMITTED, Agent, evaluate_agent, load_agent
+from splitpoint.learning.settings import TrainingSettings
+from splitpoint.learning.training import train_agent
+from splitpoint.learning.window_env import OffloadingVecEnv
 from splitpoint.offloading import SystemParameters, solve
 from splitpoint.offloading.windows import Scenario, Windows
 

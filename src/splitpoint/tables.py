@@ -4,9 +4,10 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import joblib
 import numpy as np
@@ -99,7 +100,7 @@ def _compute(name: str, function, tasks: Sequence[dict], identity: dict, command
     missing = [i for i in range(len(tasks)) if i not in found]
     before = len(found)
     calls = (joblib.delayed(_run_one)(function, tasks[i], i) for i in missing)
-    finished = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls)
+    finished = cast(Iterable, joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls))
     with progress_bar(name, len(missing)) as bar:
         for index, rows in finished:
             found[index] = _write_part(draft / f"{index}.json", rows)

@@ -1,4 +1,4 @@
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ rows = st.tuples(
 )
 
 
-@lru_cache(maxsize=None)
+@cache
 def alone(key, size=None):
     """A request's packets after every step of a run of its own: step -> packet."""
     request = Request(*key)

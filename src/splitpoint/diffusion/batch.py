@@ -365,7 +365,7 @@ class _Lines:
         guided = [place for place, row in enumerate(slots) if row is not None and row.guided]
         doubled = list(range(len(slots))) if double_all else guided
         self.doubled, self.all_guided = len(doubled), len(guided) == len(slots)
-        tensor = lambda values: torch.tensor(values, device=device)  # noqa: E731
+        tensor = lambda values: torch.tensor(values, device=device)
         self.slots = tensor([*doubled, *range(len(slots))])
         self.guided, self.halves = tensor(guided), tensor([doubled.index(place) for place in guided])
         scales = [1.0 if row is None else row.guidance_scale for row in slots]

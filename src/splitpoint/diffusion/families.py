@@ -1,4 +1,4 @@
-"""What the step-level batch has to know of a kind of pipeline: one small class a family; a new one needs no other change.
+"""What the step-level batch has to know of a kind of pipeline: a small class a family; a new one needs no other change.
 
 A family says how a prompt becomes conditioning, how the network is called, what a latent looks like and how it becomes
 a picture. diffusers itself is not imported here: a pipeline is recognised by the name of its class or of a parent's.
@@ -38,7 +38,7 @@ class Family:
         channels = self.vae.config.latent_channels
         if self.latent_shape[0] != channels:
             raise ValueError(
-                f"pipeline's network takes {self.latent_shape[0]} channels where a latent has {channels}: it also wants "
+                f"pipeline's network takes {self.latent_shape[0]} channels, a latent has {channels}: it also wants "
                 "a picture (inpainting, editing), which no request carries"
             )
 
@@ -74,7 +74,7 @@ class Family:
         raise NotImplementedError
 
     def denoise(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """The network's output, (lines, channels, height, width), from as many latents, time steps and conditionings."""
+        """The network's output, (lines, channels, height, width), from as many latents, steps and conditionings."""
         raise NotImplementedError
 
     @torch.no_grad()

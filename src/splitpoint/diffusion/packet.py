@@ -85,7 +85,7 @@ class Packet:
         """The same packet with every tensor as ``"float16"`` or ``"float32"``."""
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
-        cast = lambda tensor: None if tensor is None else tensor.to(_DTYPES[dtype][1])  # noqa: E731
+        cast = lambda tensor: None if tensor is None else tensor.to(_DTYPES[dtype][1])
         return replace(
             self,
             latent=cast(self.latent),

@@ -1,6 +1,6 @@
 """A denoising run as a table: for each step, the few numbers with which a sampler moves a latent one step on.
 
-DDIM, Euler, DPM-Solver++ (first and second order) and flow matching all follow one rule, linear in what the network says:
+DDIM, Euler, DPM-Solver++ (first and second order) and flow matching follow one rule, linear in what the network says:
 
     clean     = (p·x - q·output) / r                the finished latent as far as this step can tell
     direction = (u·output + w·x + z·clean) / s      the noise, or the slope of the path

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ class Agent:
         layers = self.settings.layers
         expected = {
             f"layer{i}.{kind}": shape
-            for i, (before, after) in enumerate(zip(layers, layers[1:]))
+            for i, (before, after) in enumerate(pairwise(layers))
             for kind, shape in (("weight", (after, before)), ("bias", (after,)))
         }
         found = {name: np.shape(values) for name, values in self.weights.items()}

@@ -194,7 +194,8 @@ def _run_training(
         settings.users_admitted,
     )
     if held_out is None:
-        held_out = source if settings.fixed_windows else settings.scenario.sample(200, np.random.default_rng(10**6))
+        fixed = isinstance(source, Windows)
+        held_out = source if fixed else settings.scenario.sample(200, np.random.default_rng(10**6))
     learner = make_learner(settings, env)
     watch = _Watch(settings, env, held_out, looks, Path(checkpoint) if checkpoint else None, progress, stop_after)
     watch.resume(learner)

@@ -1,6 +1,6 @@
 """The runs behind the tables in ``data/learning`` and the agents in ``data/agents``.
 
-``python -m splitpoint.study.learning NAME`` makes one of them: ``agents``, ``ablation``, ``curves``,
+``splitpoint train-agent NAME`` makes one of them: ``agents``, ``ablation``, ``curves``,
 ``optimality``, ``outside``, ``cost``. Each training is kept when it is done, so an interrupted command goes on where it
 stopped.
 """
@@ -258,7 +258,7 @@ def agents() -> None:
             write_meta(
                 file,
                 kind="trained",
-                command="python -m splitpoint.study.learning agents",
+                command="splitpoint train-agent agents",
                 seed=settings.seed,
                 settings={"train_s": agent.train_s, "optimality": share},
                 source="this project",
@@ -284,7 +284,7 @@ def write_table(name: str) -> Path:
     write_meta(
         path,
         kind=kind,
-        command=f"python -m splitpoint.study.learning {name}",
+        command=f"splitpoint train-agent {name}",
         seed=ALL_SEEDS_OF,
         settings=_settings_of(name),
         source="this project",

@@ -1,8 +1,9 @@
 """A twin of the edge that is small enough to be solved: the exact online optimum, and what any rule reaches of it.
 
 A request has 0 … M coarse steps, the batch few members, the machine a few levels of compute that move in seconds. Time
-goes from step to step; who came during a step is decided at its end, one by one. A state is (how many members have 1 … M
-steps left, level of compute, number still to be decided), a semi-Markov decision process solved by policy iteration.
+goes from step to step; who came during a step is decided at its end, one by one. A state is (how many members have
+1 … M steps left, level of compute, number still to be decided): a semi-Markov decision process, solved by policy
+iteration.
 """
 
 from collections.abc import Callable

@@ -113,6 +113,12 @@ def test_a_gentle_distortion_keeps_the_colours():
     middle = (slice(None), slice(None), slice(24, 40), slice(24, 40))  # away from what is turned in from outside
     moved = [(seen[middle].mean((2, 3)) - flat[:, :, 0, 0]).abs().mean() for seen in (gentle, strong)]
     assert moved[0] < 0.02 < moved[1]
+    picture = to_pixels(SOME.images[:12])
+    turned = [
+        (distort(picture, torch.Generator().manual_seed(0), gently) - picture).square().mean()
+        for gently in (True, False)
+    ]
+    assert turned[0] < 0.8 * turned[1]
 
 
 @pytest.mark.parametrize("target", ["concepts", "styles"])

@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion import personalize as personal
+from splitpoint.diffusion.emoji import default_concepts, load_emoji
 from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, load_users, mini_users
 from splitpoint.diffusion.mini import draw, load_mini
 from splitpoint.diffusion.mini_networks import build_mini, token_ids
@@ -21,6 +22,7 @@ from splitpoint.diffusion.personalize import (
     style_accuracy,
     train_user,
     user_path,
+    vendor_pictures,
 )
 from splitpoint.files import read_meta, write_meta
 
@@ -149,6 +151,17 @@ def test_unknown_damaged_and_foreign_users_are_refused(tmp_path, pipe):
     (damaged / ADAPTER_FILE).write_bytes((damaged / ADAPTER_FILE).read_bytes()[:-9])
     with pytest.raises(ValueError, match="checksum"):
         attach_user(pipe, damaged)
+
+
+def test_a_vendors_pictures_hold_their_share_of_others_and_nothing_held_out():
+    kept, held = split_concepts(default_concepts())
+    images, prompts = vendor_pictures("noto", kept, 0.3)
+    other = [prompt not in kept for prompt in prompts]
+    assert len(images) == len(prompts) and np.mean(other) == pytest.approx(0.3, abs=0.03)
+    assert not set(held) & set(prompts) and set(kept) <= set(prompts)
+    assert vendor_pictures("noto", kept, 0)[1] == list(kept)
+    for place in (0, len(images) - 1):
+        np.testing.assert_array_equal(images[place], load_emoji(["noto"], [prompts[place]]).images[0])
 
 
 def test_held_out_concepts_are_held_out_and_stay_the_same(pipe):

@@ -128,6 +128,8 @@ def test_the_target_is_what_the_schedule_has_the_model_predict(prediction):
     latents = torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     noisy, target, t = noised(schedule, latents, torch.Generator().manual_seed(0))
     assert sorted(t.tolist()) == t.tolist() and [k // 200 for k in t.tolist()] == [0, 1, 2, 3, 4]  # one in each fifth
+    _, _, many = noised(schedule, latents.repeat(100, 1, 1, 1), torch.Generator().manual_seed(0))
+    assert many.min() < 5 and many.max() > 995  # the noisiest level, too
     alpha = schedule.alphas_cumprod[t].reshape(5, 1, 1, 1)
     noise = (noisy - alpha.sqrt() * latents) / (1 - alpha).sqrt()
     expected = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * latents

@@ -1,9 +1,20 @@
+import io
+
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from splitpoint.study.figures.images import PARTS, pai_curves, pai_panels, picture_grid, schedule_panels, split_grid
+from splitpoint.study.figures.images import (
+    PARTS,
+    pai_curves,
+    pai_panels,
+    picture_grid,
+    schedule_panels,
+    split_animation,
+    split_grid,
+)
 
 matplotlib.use("Agg")
 
@@ -29,6 +40,22 @@ def test_a_split_grid_shows_a_row_a_user_and_a_column_a_split_point():
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), np.moveaxis(pictures[1, 0], 0, -1))
     assert [ax.get_title() for ax in figure.axes[:3]] == ["n = 0\nall edge", "n = 5", "n = 10\nall device"]
     assert [figure.axes[i].get_ylabel() for i in (0, 3)] == ["ann", "bob"]
+
+
+def test_the_split_point_moves_there_and_back_in_sharp_pictures():
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 8, 8)) / 255
+    film = Image.open(io.BytesIO(split_animation(pictures, ["ann", "bob"], [0, 5, 10], 10, "rocket", scale=3)))
+    assert film.n_frames == 4 and film.info["loop"] == 0
+    for number, split in enumerate((0, 1, 2, 1)):
+        film.seek(number)
+        frame = np.asarray(film.convert("RGB"))
+        for place in range(2):
+            left = 6 + place * (24 + 6)
+            drawn = frame[40 : 40 + 24, left : left + 24]
+            whole = np.moveaxis(pictures[split, place] * 255, 0, -1).round().repeat(3, 0).repeat(3, 1)
+            np.testing.assert_array_equal(drawn, whole)
+    with pytest.raises(ValueError, match=r"scale=1\.5"):
+        split_animation(pictures, ["ann", "bob"], [0, 5, 10], 10, "rocket", scale=1.5)
 
 
 def test_a_grid_takes_byte_pictures_too():

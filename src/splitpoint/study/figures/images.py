@@ -1,12 +1,15 @@
 """Figures made of pictures, and the curves measured on them: pictures or a tidy table in, a figure or axes out."""
 
+import io
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from PIL import Image, ImageDraw
 
+from splitpoint.checks import whole_number
 from splitpoint.diffusion.accuracy import summarize_pai
 from splitpoint.study.figures.style import numbered_style, space_panels
 
@@ -72,6 +75,56 @@ def split_grid(pictures, users: Sequence[str], split_points: Sequence[int], num_
         labels,
         f"“{prompt}”, N = {num_steps} steps, the last n on the user's device",
     )
+
+
+def split_animation(
+    pictures, users: Sequence[str], split_points: Sequence[int], num_steps: int, prompt: str, scale: int = 3
+) -> bytes:
+    """The split point moving from all edge to all device and back: one frame a split point, one picture a user.
+
+    Args:
+        pictures: (split points, users, 3, H, W) with values in [0, 1], as from ``HybridPipeline.compare``.
+        users: names, in the order of the pictures.
+        split_points: steps on the device, in the order of the pictures.
+        num_steps: steps of the whole run, N.
+        prompt: what was drawn.
+        scale: every pixel becomes a square of so many; a whole number keeps it sharp.
+
+    Returns:
+        an animated WebP file.
+    """
+    whole_number("scale", scale, 1, 16)
+    levels = (np.asarray(pictures).clip(0, 1) * 255).round().astype(np.uint8)
+    levels = levels.repeat(scale, axis=-1).repeat(scale, axis=-2)  # (split points, users, 3, scale H, scale W)
+    _, _, _, high, wide = levels.shape
+    gap, line = 6, 20
+    frames = []
+    for split, row in zip(split_points, levels, strict=True):
+        frame = Image.new("RGB", (len(users) * (wide + gap) + gap, high + 3 * line + gap), "white")
+        pen = ImageDraw.Draw(frame)
+        where = {0: ", all on the edge", num_steps: ", all on the device"}.get(split, "")
+        pen.text((gap, 4), f"“{prompt}”: the last {split} of {num_steps} steps on the user's device{where}", "black")
+        pen.rectangle((gap, line, gap + (frame.width - 2 * gap) * split / num_steps, line + 5), "#0173b2")
+        for place, (user, picture) in enumerate(zip(users, row, strict=True)):
+            left = gap + place * (wide + gap)
+            frame.paste(Image.fromarray(np.moveaxis(picture, 0, -1)), (left, 2 * line))
+            pen.text((left + wide / 2, 2 * line + high + 4), user, "black", anchor="ma")
+        frames.append(frame)
+    there_and_back = [*frames, *frames[-2:0:-1]]
+    ends = (frames[0], frames[-1])
+    shown_ms = [1400 if any(frame is end for end in ends) else 450 for frame in there_and_back]
+    file = io.BytesIO()
+    there_and_back[0].save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=there_and_back[1:],
+        duration=shown_ms,
+        loop=0,
+        lossless=True,
+        method=6,
+    )
+    return file.getvalue()
 
 
 def pai_curves(table: pd.DataFrame, value: str = "pai", ax: plt.Axes | None = None) -> plt.Axes:

@@ -14,6 +14,7 @@ from splitpoint.edge.arrivals import (
     fitted_trace,
     read_trace,
 )
+from splitpoint.edge.bounds import Clairvoyant, bracket, clairvoyant, price_bound, segment_costs, slot_bound
 from splitpoint.edge.capacity import (
     Capacity,
     CapacityPath,
@@ -37,6 +38,7 @@ from splitpoint.edge.policies import (
 from splitpoint.edge.request import HOME, PARAMETERS, Decision, Departure, Edge, Request, grant_value_s
 from splitpoint.edge.simulator import Simulation, batch_over_time, simulate
 from splitpoint.edge.steady import best_steps, demand_of, mean_inside, static_price, static_prices, steady_state
+from splitpoint.edge.twin import Twin
 
 __all__ = [
     "FITTED_TRACES",
@@ -46,6 +48,7 @@ __all__ = [
     "Arrivals",
     "Capacity",
     "CapacityPath",
+    "Clairvoyant",
     "ConstantCapacity",
     "Decision",
     "Departure",
@@ -67,9 +70,12 @@ __all__ = [
     "Request",
     "Simulation",
     "System",
+    "Twin",
     "Users",
     "batch_over_time",
     "best_steps",
+    "bracket",
+    "clairvoyant",
     "demand_of",
     "draw_paths",
     "fitted_trace",
@@ -79,10 +85,13 @@ __all__ = [
     "mean_inside",
     "observe",
     "policies",
+    "price_bound",
     "read_trace",
     "register_policy",
     "save_curve",
+    "segment_costs",
     "simulate",
+    "slot_bound",
     "static_price",
     "static_prices",
     "steady_state",

@@ -20,7 +20,7 @@ from splitpoint.edge.capacity import ConstantCapacity
 from splitpoint.edge.observation import Observation, System
 from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s
 from splitpoint.edge.simulator import Rows, Simulation, simulate
-from splitpoint.edge.steady import Demand, best_steps, demand_of, static_prices
+from splitpoint.edge.steady import Demand, best_steps, demand_of, route_odds, static_prices
 from splitpoint.offloading import SystemParameters
 
 
@@ -111,7 +111,7 @@ class AllLocal:
 class PostedPrice:
     """One price of a step on each edge, whatever happens there.
 
-    Edges of the same price and distance share their requests by the toss of a coin.
+    Edges that gain a request nearly the same share such requests by the toss of a coin.
 
     Args:
         price_s: shape (E,), seconds a step.
@@ -131,14 +131,19 @@ class PostedPrice:
 
     def decide(self, time_s, device_step_s, alpha, draw) -> Decision:
         """Arrays of requests, shape (n,) each."""
-        best_net, edge = np.zeros(np.shape(alpha)), np.full(np.shape(alpha), HOME)
-        best = np.zeros(np.shape(alpha), dtype=np.int64)
-        for (price, transfer), members in zip(self._kinds, self._members):
-            steps, net = best_steps(alpha, device_step_s, price, transfer, self.system.parameters)
-            better = net > best_net
-            one = members[(np.asarray(draw) * len(members)).astype(np.int64)]
-            best_net, best = np.where(better, net, best_net), np.where(better, steps, best)
-            edge = np.where(better, one, edge)
+        offers = [best_steps(alpha, device_step_s, p, transfer, self.system.parameters) for p, transfer in self._kinds]
+        steps, net = (np.stack([offer[i] for offer in offers], axis=-1) for i in (0, 1))  # (…, kinds)
+        sizes = np.array([len(members) for members in self._members])
+        upto = np.cumsum(route_odds(net, sizes), axis=-1)
+        draw = np.asarray(draw)[..., None]
+        kind = np.minimum((draw >= upto).sum(axis=-1), len(sizes) - 1)
+        below = np.where(kind > 0, np.take_along_axis(upto, np.maximum(kind - 1, 0)[..., None], -1)[..., 0], 0.0)
+        width = np.take_along_axis(upto, kind[..., None], -1)[..., 0] - below
+        within = np.divide(draw[..., 0] - below, width, out=np.zeros(np.shape(kind)), where=width > 0)
+        best = np.take_along_axis(steps, kind[..., None], -1)[..., 0]
+        place = np.minimum((within * sizes[kind]).astype(np.int64), sizes[kind] - 1)
+        starts = np.cumsum(sizes) - sizes
+        edge = np.where(best > 0, np.concatenate(self._members)[starts[kind] + place], HOME)
         return Decision(edge, best)
 
     def __call__(self, observation: Observation) -> Decision:

@@ -325,8 +325,10 @@ class Simulation:
     def table(self) -> pd.DataFrame:
         """One row a request; see ``simulate``."""
         system, shape = self.system, self.time_s.shape
-        joined, left = self.rows.joined.reshape(shape), self.rows.left.reshape(shape)
-        done = self.rows.done.reshape(shape)
+        tickets = slice(self.time_s.size)  # rollouts have more, for those who were inside before
+        joined, left, done = (
+            values[tickets].reshape(shape) for values in (self.rows.joined, self.rows.left, self.rows.done)
+        )
         run, number = np.nonzero(np.isfinite(self.time_s))
         at = (run, number)
         edge, joined, left, done = self.edge[at], joined[at].copy(), left[at].copy(), done[at]

@@ -20,6 +20,8 @@ from splitpoint.offloading import SystemParameters, optimal_split
 
 #: most requests that the steady state counts
 MOST_INSIDE = 400
+#: edges that gain a request nearly the same, to a fraction of a second, share such requests
+SHARING_S = 0.2
 
 
 def steady_state(edge: Edge, work_hz: float, share: float = 1.0) -> NDArray[np.float64]:
@@ -181,13 +183,33 @@ def static_price(
     return (low + high) / 2
 
 
+def route_odds(net_s: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Odds of each kind of edge for a request, if kinds gain it ``net_s``: those that gain nearly as much share.
+
+    Args:
+        net_s: shape (…, kinds), seconds; kinds that gain nothing get nothing.
+        sizes: edges of each kind, shape (kinds,).
+
+    Returns:
+        Shape (…, kinds), adding up to one, or zero where home is best.
+    """
+    best = net_s.max(axis=-1, keepdims=True)
+    weight = np.where(net_s > 0, sizes * np.exp((net_s - best) / SHARING_S), 0.0)
+    total = weight.sum(axis=-1, keepdims=True)
+    return np.divide(weight, total, out=np.zeros_like(weight), where=total > 0)
+
+
 def static_prices(
-    system: System, rate_hz: float, users: Users = RELEASED_USERS, shares: ArrayLike | None = None, sweeps: int = 40
+    system: System,
+    rate_hz: float,
+    users: Users = RELEASED_USERS,
+    shares: ArrayLike | None = None,
+    sweeps: int = 12,
 ) -> NDArray[np.float64]:
     """The same for several edges: prices at which each is worth what a step adds to the number inside.
 
-    Edges that are alike take equal parts of their demand. Prices are moved towards their marginal cost, half-way at a
-    time on a log scale, until they hold.
+    Each price in turn is bisected while the others hold (edges are substitutes: this settles). Edges that are alike
+    share alike, and edges that gain a request nearly the same share it by ``route_odds``.
 
     Args:
         system: the edges.
@@ -207,16 +229,24 @@ def static_prices(
     if len(groups) == 1:
         one = static_price(system.edges[0], rate_hz / len(shares), users, float(shares[0]), system.parameters)
         return np.full(len(shares), one)
-    device, alpha = users.draw(np.random.default_rng(0), 2000)
-    first = [group[0] for group in groups]
-    sizes = np.array([len(group) for group in groups])
+    device, alpha = users.draw(np.random.default_rng(0), 1000)
+    first, sizes = [group[0] for group in groups], np.array([len(group) for group in groups])
     price = np.array([static_price(system.edges[e], rate_hz / len(shares), users, float(shares[e])) for e in first])
-    for sweep in range(sweeps):
-        steps, net = best_steps(alpha[:, None], device[:, None], price, system.transfer_s[first], system.parameters)
-        mine = (np.argmax(net, axis=1)[:, None] == np.arange(len(groups))) & (net > 0)
-        work = rate_hz * np.mean(steps * mine, axis=0) / sizes
-        cost = np.array([mean_inside(system.edges[e], w, float(shares[e]))[1] for e, w in zip(first, work)])
-        price = price * (np.clip(cost, 1e-6, 1.0) / price) ** (0.5 / np.sqrt(1 + sweep))
+
+    def offer(kind, value):
+        return best_steps(alpha, device, value, system.transfer_s[first[kind]], system.parameters)
+
+    offers = [offer(kind, value) for kind, value in enumerate(price)]
+    for _ in range(sweeps):
+        for kind, edge_number in enumerate(first):
+            low, high = 0.0, float(device.max())
+            for _ in range(24):
+                price[kind] = (low + high) / 2
+                offers[kind] = offer(kind, price[kind])
+                odds = route_odds(np.stack([net for _, net in offers], axis=1), sizes)[:, kind]
+                work = rate_hz * float(np.mean(offers[kind][0] * odds)) / sizes[kind]
+                cost = mean_inside(system.edges[edge_number], work, float(shares[edge_number]))[1]
+                low, high = (price[kind], high) if cost > price[kind] else (low, price[kind])
     prices = np.zeros(len(shares))
     for group, value in zip(groups, price):
         prices[group] = value

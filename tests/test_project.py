@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import tomllib
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -187,7 +187,7 @@ def test_running_an_agent_needs_neither_torch_nor_its_trainer():
 
 def test_every_imported_package_is_declared():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = [*declared["dependencies"], *sum(declared["optional-dependencies"].values(), [])]
+    names = [*declared["dependencies"], *chain.from_iterable(declared["optional-dependencies"].values())]
     names = {re.split(r"[<>=\[]", name)[0].lower().replace("-", "_") for name in names}
     names |= {"pil": "pillow", "ipython": "ipython"}.keys() | {"resvg_py"}  # resvg_py: the rebuild says how to get it
     for path in SOURCE.rglob("*.py"):
@@ -207,7 +207,7 @@ def test_pins_lie_within_the_ranges_and_the_closure_holds_them():
     pins = {normal(line.split("==")[0]): line.split("==")[1] for line in read("requirements.txt") if line}
     closure = {normal(line.split("==")[0]): line.split("==")[1] for line in read("constraints.txt") if line}
     assert pins.items() <= closure.items()
-    for text in [*declared["dependencies"], *sum(declared["optional-dependencies"].values(), [])]:
+    for text in [*declared["dependencies"], *chain.from_iterable(declared["optional-dependencies"].values())]:
         requirement = Requirement(text)
         assert requirement.specifier.contains(closure[normal(requirement.name)], prereleases=True), text
 

@@ -1,5 +1,6 @@
 """The command line ``splitpoint``: one entry point, thin over the rooms; each command's room is imported on use."""
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -32,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: as typed after ``splitpoint``; those of this process if left out.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without these characters must not end the work
     if not typed or typed[0] in ("-h", "--help"):
         print(usage())
         return 0 if typed else 2

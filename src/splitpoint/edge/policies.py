@@ -338,8 +338,8 @@ class MirrorDescent:
     """
 
     system: System
-    first_price_s: float = 0.02
-    rate: float = 0.05
+    first_price_s: float = 0.1
+    rate: float = 0.2
     many = True
 
     def __post_init__(self):
@@ -457,9 +457,9 @@ class Rollout:
 
     base: Any
     users: Users = field(default_factory=Users)
-    futures: int = 8
-    horizon_s: float = 6.0
-    fractions: tuple[float, ...] = (0.0, 0.5, 0.75, 1.0, 1.25)
+    futures: int = 4
+    horizon_s: float = 20.0
+    fractions: tuple[float, ...] = (0.0, 0.6, 1.0, 1.4)
     seed: int = 0
     many = False
 

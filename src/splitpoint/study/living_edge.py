@@ -1,0 +1,171 @@
+"""Experiments of notebook 10: requests over time, every policy against the bound; the twin's exact table.
+
+Run as a module, it writes the tables that notebook 10 reads: ``python -m splitpoint.study.living_edge policies`` and
+``… twin``.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from splitpoint.edge import (
+    ConstantCapacity,
+    Edge,
+    MarkovCapacity,
+    Path,
+    Poisson,
+    Twin,
+    draw_paths,
+    make_policy,
+    policies,
+    price_bound,
+    simulate,
+)
+from splitpoint.files import data_path, write_meta, write_rows
+from splitpoint.offloading import published_latency
+from splitpoint.tables import code_digest, load_or_run
+
+RATES_HZ = (2.0, 4.0, 8.0, 12.0, 16.0)
+#: all but the one that takes tens of milliseconds a decision
+QUICK = tuple(name for name in policies() if name != "rollout")
+COMPUTE = {"constant": ConstantCapacity(), "fluctuating": MarkovCapacity((1.0, 0.5, 0.25), 5.0)}
+
+
+def released_edge(num_gpus: int = 16, compute: str = "constant") -> Edge:
+    """The released edge: the fastest GPU's line divided by ``num_gpus``; ``compute`` is a key of ``COMPUTE``."""
+    return Edge(published_latency()[0].shared_by(num_gpus), COMPUTE[compute])
+
+
+def play(
+    edges: Sequence[Edge], paths: Sequence[Path], named: dict[str, object], bounds: Sequence[float] | None = None
+) -> pd.DataFrame:
+    """Every policy on the same paths.
+
+    Args:
+        edges: at least one.
+        paths: from ``draw_paths``.
+        named: policies by the name that the table shows.
+        bounds: of each path; the price bound if left out.
+
+    Returns:
+        One row a policy and path: ``policy, path, gain_s, bound_s, share`` (of the bound), ``granted`` (share of
+        requests), ``steps`` (mean, of those granted).
+    """
+    bounds = [price_bound(edges, path) for path in paths] if bounds is None else bounds
+    rows = []
+    for name, policy in named.items():
+        table = simulate(edges, list(paths), policy)
+        for number, run in table.groupby("replication"):
+            gain, on_edge = float(run.gain_s.sum()), run.granted_steps > 0
+            rows.append(
+                dict(
+                    policy=name,
+                    path=number,
+                    gain_s=gain,
+                    bound_s=bounds[number],
+                    share=gain / bounds[number],
+                    granted=float(on_edge.mean()),
+                    steps=float(run.granted_steps[on_edge].mean()) if on_edge.any() else 0.0,
+                )
+            )
+    return pd.DataFrame(rows)
+
+
+def policy_sweep(
+    name: str,
+    rates_hz: Sequence[float] = RATES_HZ,
+    names: Sequence[str] | None = None,
+    num_paths: int = 8,
+    horizon_s: float = 60.0,
+    compute: str = "constant",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Share of the price bound against the arrival rate; stored and resumed, and run through joblib (Dask's too).
+
+    Args:
+        name: of the stored table.
+        rates_hz: requests a second.
+        names: of policies; all but ``rollout`` if left out.
+        num_paths: judged on; tuning has its own.
+        horizon_s: of each.
+        compute: ``constant`` or ``fluctuating``.
+        seed: of the paths.
+
+    Returns:
+        The rows of ``play`` with ``rate_hz``.
+    """
+    names = list(names or QUICK)
+    common = dict(num_paths=num_paths, horizon_s=horizon_s, compute=compute, seed=seed)
+    tasks = [common | dict(rate_hz=rate, policy=policy) for rate in rates_hz for policy in names]
+    settings = common | dict(rates_hz=list(rates_hz), names=names, code=code_digest("edge", "offloading"))
+    command = f"policy_sweep({name!r}, rates_hz={tuple(rates_hz)!r}, …)"
+    return load_or_run(name, _one_policy, tasks, settings=settings, command=command)
+
+
+def _one_policy(rate_hz, policy, num_paths, horizon_s, compute, seed):
+    edge, arrivals = released_edge(compute=compute), Poisson(rate_hz, horizon_s)
+    paths = draw_paths([edge], arrivals, seed, num_paths)
+    table = play([edge], paths, {policy: make_policy(policy, [edge], arrivals)})
+    return table.assign(rate_hz=rate_hz, compute=compute).to_dict("records")
+
+
+def twin_table(rates_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame:
+    """Shares of the twin's exact online optimum, without noise; prices are the best of a grid.
+
+    Returns:
+        ``rate_hz, rule, share, gain_s_per_s``.
+    """
+    rows = []
+    for rate in rates_hz:
+        twin = Twin(rate)
+        best, _, value = twin.optimum()
+
+        def add(rule, gain, rate=rate, best=best):
+            rows.append(dict(rate_hz=rate, rule=rule, share=gain / best, gain_s_per_s=gain))
+
+        for rule in ("first_come", "selfish", "myopic"):
+            add(rule, twin.evaluate(twin.rule(rule), value)[0])
+        prices = np.geomspace(0.2, 8, 25)
+        add("price", max(twin.evaluate(twin.rule("price", p), value)[0] for p in prices))
+        grid = [(fixed, slope) for fixed in (0, 0.2, 0.4, 0.8, 1.4, 2.0) for slope in (0.4, 0.8, 1.2, 1.6, 2.0, 2.6)]
+        scores = {numbers: twin.evaluate(twin.rule("state_price", numbers), value)[0] for numbers in grid}
+        tuned = max(scores, key=lambda numbers: scores[numbers])
+        add("state_price", scores[tuned])
+        improved = twin.improve(twin.evaluate(twin.rule("state_price", tuned), value)[1])
+        add("improved once", twin.evaluate(improved, value)[0])
+        add("optimum", best)
+    return pd.DataFrame(rows)
+
+
+def unknown_rate_table(assumed_hz: float = 1.0, true_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame:
+    """What the optimum for one rate keeps at others: ``rate_hz, share``."""
+    choice = Twin(assumed_hz).optimum()[1]
+    rows = []
+    for rate in true_hz:
+        twin = Twin(rate)
+        best, _, value = twin.optimum()
+        rows.append(dict(rate_hz=rate, share=twin.evaluate(choice, value)[0] / best))
+    return pd.DataFrame(rows)
+
+
+def main(names: Sequence[str]) -> None:
+    """Write tables under ``data/edge/``."""
+    for name in names:
+        path = data_path("edge", f"{name}.csv")
+        path.parent.mkdir(exist_ok=True)
+        if name == "twin":
+            table, settings = twin_table(), {}
+        else:
+            settings = dict(num_paths=8, horizon_s=60.0, seed=0)
+            table = pd.concat(
+                policy_sweep(f"edge_{compute}", compute=compute, **settings) for compute in ("constant", "fluctuating")
+            )
+        write_rows(path, table.round(6).to_dict("records"))
+        command = f"python -m splitpoint.study.living_edge {name}"
+        write_meta(path, kind="simulated", command=command, settings=settings)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -4,15 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splitpoint.offloading import LatencyModel, fit_latency, sample_instance, solve
-from splitpoint.offloading.hardware import (
-    Curve,
-    TwoPieceLatency,
-    fit_two_piece,
-    latency_fits,
-    line_error,
-    measured_profiles,
-    read_profile,
-)
+from splitpoint.offloading.curves import TwoPieceLatency
+from splitpoint.offloading.fits import fit_two_piece, line_error
+from splitpoint.offloading.hardware import Curve, latency_fits, measured_profiles, read_profile
 
 HEADER = "device,architecture,dtype,mode,guidance,batch_size,repeat,status,step_s\n"
 

@@ -6,15 +6,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from splitpoint.offloading import LatencyModel, evaluate, hardware, published_profiles, solve
-from splitpoint.offloading.hardware import (
-    POPULATIONS,
-    RELEASED_DEVICES,
-    Scenario,
-    TableLatency,
-    TwoPieceLatency,
-    fit_floor,
-    line_error,
-)
+from splitpoint.offloading.curves import TableLatency, TwoPieceLatency
+from splitpoint.offloading.fits import fit_floor, line_error
+from splitpoint.offloading.hardware import POPULATIONS, RELEASED_DEVICES, Scenario
 
 SIZES = np.array([1.0, 2, 4, 8, 12, 16])
 

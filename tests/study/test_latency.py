@@ -4,7 +4,8 @@ import pytest
 
 from splitpoint.files import write_meta
 from splitpoint.offloading import LatencyModel
-from splitpoint.offloading.hardware import Curve, TwoPieceLatency
+from splitpoint.offloading.curves import TwoPieceLatency
+from splitpoint.offloading.hardware import Curve
 from splitpoint.study.figures import latency as latency_figures
 from splitpoint.study.latency import (
     curve_name,

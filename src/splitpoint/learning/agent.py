@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save
 from splitpoint.checks import finite_array, finite_number, one_of, whole_number
 from splitpoint.files import data_path, project_root, read_meta, write_atomically
 from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, num_features, plan_of
-from splitpoint.offloading import AccuracyModel, Instance, Plan, SystemParameters, register
+from splitpoint.offloading import AccuracyModel, Instance, Plan, SystemParameters
+from splitpoint.offloading.solvers import keep
 from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 LEARNERS = ("dqn", "ppo")
@@ -259,9 +260,9 @@ class Agent:
             done = done | process.done
         return np.pad(granted, ((0, 0), (0, max(asked - width, 0))))[:, :asked]
 
-    def solve(self, instance: Instance) -> Plan:
-        """Decide one window, user by user; the split points are optimal for the batch that results."""
-        return plan_of(instance, self.decide(stack_windows([instance]))[0])
+    def solve(self, instance: Instance, whole_steps: bool = False) -> Plan:
+        """Decide one window, user by user; split points, whole ones if asked, fit the resulting batch."""
+        return plan_of(instance, self.decide(stack_windows([instance]))[0], whole_steps)
 
     def save(self, path: str | Path) -> None:
         """Write ``<path>.safetensors`` (weights) and ``<path>.json`` (settings, curve, seconds)."""
@@ -310,13 +311,13 @@ def evaluate_agent(agent: Agent, windows: Windows) -> dict[str, NDArray[np.float
 _loaded: dict[str, Agent] = {}
 
 
-def _solve_with_committed_agent(instance: Instance) -> Plan:
+def _solve_with_committed_agent(instance: Instance, whole_steps: bool = False) -> Plan:
     if "agent" not in _loaded:
         _loaded["agent"] = load_agent()
-    return _loaded["agent"].solve(instance)
+    return _loaded["agent"].solve(instance, whole_steps)
 
 
-register("agent", _solve_with_committed_agent)
+keep("agent", _solve_with_committed_agent)
 
 
 def train_agent(

@@ -16,7 +16,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from splitpoint.checks import one_of, whole_number
 from splitpoint.offloading import Plan, optimal_split
+from splitpoint.offloading.problem import reward as reward_of
 from splitpoint.offloading.solvers import plan_for
+from splitpoint.offloading.split import step_saving_s
 from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 FEATURES = ("released", "current", "gains", "cut")
@@ -116,6 +118,7 @@ class Decisions:
             "alpha": np.zeros((n, max_users)),
             "waiting_s": np.zeros((n, max_users)),
             "gains": np.zeros((n, largest + 1, max_users)),
+            "edge_step_s": np.zeros((n, max(max_users, 2) + 1)),
             "sequence": np.zeros((n, max_users), np.int64),
             "status": np.zeros((n, max_users), np.int8),
             "sums": np.zeros((n, largest + 1)),
@@ -151,7 +154,16 @@ class Decisions:
     def load(self, rows: NDArray, windows: Windows) -> None:
         """Begin new windows in the given rows."""
         a = self.arrays
-        for name in ("slope_s", "intercept_s", "num_users", "device_step_s", "alpha", "waiting_s", "gains"):
+        for name in (
+            "slope_s",
+            "intercept_s",
+            "num_users",
+            "device_step_s",
+            "alpha",
+            "waiting_s",
+            "gains",
+            "edge_step_s",
+        ):
             a[name][rows] = getattr(windows, name)
         present = windows.present
         a["status"][rows] = np.where(present, UNDECIDED, PADDING)
@@ -159,12 +171,7 @@ class Decisions:
             a[name][rows] = 0
         alone = windows.gains[:, min(1, windows.gains.shape[1] - 1)]
         a["scale"][rows] = np.maximum(np.maximum(np.maximum(alone, 0).sum(1), 0.05 * np.abs(alone).sum(1)), 1e-9)
-        local = (
-            windows.alpha * self.parameters.accuracy.pai(self.parameters.num_steps)
-            - self.parameters.num_steps * windows.device_step_s
-            - windows.waiting_s
-        )
-        a["local_s"][rows] = np.sum(local, axis=1, where=present)
+        a["local_s"][rows] = windows.local_s
         if self.order == "gain":
             half = windows.gains[np.arange(len(windows)), (windows.largest_batch + 1) // 2]
             a["sequence"][rows] = np.argsort(np.where(present, -half, np.inf), axis=1, kind="stable")
@@ -194,17 +201,17 @@ class Decisions:
         if self.reward == "share":
             return change / a["scale"]
         if self.reward == "difference":
-            return 0.1 * (change + np.where(first & running, a["local_s"], 0.0)) / a["num_users"]
+            return reward_of(change + np.where(first & running, a["local_s"], 0.0), a["num_users"])
         return self._released_reward(user, grant)
 
     def _released_reward(self, user, grant):
         a, rows, parameters = self.arrays, self.rows, self.parameters
-        saving = a["device_step_s"][rows, user] - (a["slope_s"] * a["batch"] + a["intercept_s"])
+        saving = step_saving_s(a["device_step_s"][rows, user], a["edge_step_s"][rows, a["batch"]], parameters)
         split = np.where(grant, optimal_split(a["alpha"][rows, user], saving, parameters), parameters.num_steps)
         own = a["alpha"][rows, user] * parameters.accuracy.pai(split)
         own = np.where(self.done, a["local_s"] + a["total"] - a["paid"], own)  # nothing more once all is paid
         a["paid"] += own
-        return 0.1 * own / a["num_users"]
+        return reward_of(own, a["num_users"])
 
     def observe(self) -> NDArray[np.float32]:
         """Observations, shape (n, width); zeros for windows that are decided."""
@@ -352,9 +359,9 @@ class OffloadingEnv(gymnasium.Env):
         return plan_of(self._instance, self._decisions.granted[0])
 
 
-def plan_of(instance, granted: NDArray[np.bool_]) -> Plan:
+def plan_of(instance, granted: NDArray[np.bool_], whole_steps: bool = False) -> Plan:
     """The plan that grants the first ``instance.num_users`` of these, split points optimal."""
-    return plan_for(instance, granted[: instance.num_users])
+    return plan_for(instance, granted[: instance.num_users], whole_steps)
 
 
 class OffloadingVecEnv(VecEnv):

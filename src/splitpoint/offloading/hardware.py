@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from splitpoint.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.files import data_path, read_meta
-from splitpoint.offloading.curves import AccuracyModel, Fit, LatencyModel, fit_latency
+from splitpoint.offloading.curves import LatencyModel, StepLatency, TableLatency, TwoPieceLatency
+from splitpoint.offloading.fits import Fit, fit_floor, fit_latency
 from splitpoint.offloading.problem import Instance, Profiles, SystemParameters, published_profiles, sample_instance
 
 KEY = ("device", "architecture", "dtype", "mode", "guidance")
@@ -23,7 +24,7 @@ STATUSES = ("ok", "out_of_memory")
 LARGEST_BATCH = 18
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Curve:
     """Measured step latencies of one configuration.
 
@@ -124,76 +125,6 @@ def latency_fits(path: Path, max_batch: float = np.inf) -> dict[tuple[str, str, 
     }
 
 
-@dataclass(frozen=True)
-class TwoPieceLatency:
-    """A continuous line with one bend; stands in for LatencyModel where an edge is evaluated under static batching.
-
-    Args:
-        bend: batch size where the slope changes.
-        at_bend_s: seconds of one step there.
-        slope_below_s, slope_above_s: seconds per request on either side.
-    """
-
-    bend: float
-    at_bend_s: float
-    slope_below_s: float
-    slope_above_s: float
-
-    def step_latency_s(self, batch_size: ArrayLike) -> NDArray[np.float64]:
-        """Seconds of one denoising step; ``batch_size`` of any shape."""
-        beyond = np.asarray(batch_size, dtype=float) - self.bend
-        return self.at_bend_s + np.where(beyond < 0, self.slope_below_s, self.slope_above_s) * beyond
-
-    def shared_by(self, num_gpus: int) -> "TwoPieceLatency":
-        """The same work spread evenly over several GPUs."""
-        finite_number("num_gpus", num_gpus, minimum=1)
-        return TwoPieceLatency(
-            self.bend, *(value / num_gpus for value in (self.at_bend_s, self.slope_below_s, self.slope_above_s))
-        )
-
-
-def fit_two_piece(batch: ArrayLike, seconds: ArrayLike) -> TwoPieceLatency:
-    """Least-squares line with one bend at a measured batch size, at least two sizes on either side of it.
-
-    Args:
-        batch: batch sizes, shape (n,), in requests.
-        seconds: of one step, shape (n,).
-
-    Raises:
-        ValueError: for fewer than four batch sizes or numbers that are not finite.
-    """
-    batch, seconds = finite_array("batch", batch, minimum=1), finite_array("seconds", seconds, minimum=0)
-    sizes = np.unique(batch)
-    if len(sizes) < 4:
-        raise ValueError(f"batch holds {len(sizes)} sizes; a line with a bend needs at least 4")
-    best = None
-    for bend in sizes[1:-1]:
-        design = np.column_stack([np.ones_like(batch), np.minimum(batch - bend, 0), np.maximum(batch - bend, 0)])
-        solution, *_ = np.linalg.lstsq(design, seconds, rcond=None)
-        error = np.sum((design @ solution - seconds) ** 2)
-        if best is None or error < best[0]:
-            best = error, TwoPieceLatency(float(bend), *(float(v) for v in solution))
-    return best[1]
-
-
-def line_error(line: LatencyModel, batch: ArrayLike, seconds: ArrayLike) -> NDArray[np.float64]:
-    """How far a line is off, relative to what was measured.
-
-    Args:
-        line: fitted to some of the measurements.
-        batch: batch sizes, shape (n,), in requests.
-        seconds: measured, shape (n,).
-
-    Returns:
-        Line over measured, minus 1, shape (n,).
-
-    Raises:
-        ValueError: if ``seconds`` holds a number that is negative or not finite.
-    """
-    seconds = finite_array("seconds", seconds, minimum=0)
-    return line.step_latency_s(batch) / seconds - 1
-
-
 def measured_profiles(edge_gpu: LatencyModel) -> Profiles:
     """An edge of measured machines and users whose devices are slower by the published ratios.
 
@@ -204,77 +135,6 @@ def measured_profiles(edge_gpu: LatencyModel) -> Profiles:
     ratios = published.device_steps_s / published.edge_gpu.step_latency_s(1)
     step_s = float(edge_gpu.step_latency_s(1))
     return Profiles(edge_gpu, tuple(LatencyModel(float(ratio * step_s), 0.0) for ratio in ratios))
-
-
-@dataclass(frozen=True)
-class TableLatency:
-    """Step latencies as published, batch size by batch size; straight between two of them and on from the last two.
-
-    Args:
-        batch: batch sizes, ascending, at least two.
-        seconds: of one step, one a batch size.
-
-    Raises:
-        ValueError: for fewer than two sizes, sizes that do not rise, or seconds that are not positive.
-    """
-
-    batch: tuple[float, ...]
-    seconds: tuple[float, ...]
-
-    def __post_init__(self):
-        batch, seconds = finite_array("batch", self.batch), finite_array("seconds", self.seconds)
-        if batch.ndim != 1 or len(batch) < 2 or batch.shape != seconds.shape or np.any(np.diff(batch) <= 0):
-            raise ValueError(f"batch={self.batch} must hold two sizes or more that rise, one for each of the seconds")
-        if np.any(seconds <= 0):
-            raise ValueError(f"seconds={self.seconds} must be positive")
-
-    def step_latency_s(self, batch_size: ArrayLike) -> NDArray[np.float64]:
-        """Seconds of one denoising step; ``batch_size`` of any shape."""
-        batch, seconds = np.array(self.batch), np.array(self.seconds)
-        size = np.asarray(batch_size, dtype=float)
-        piece = np.clip(np.searchsorted(batch, size) - 1, 0, len(batch) - 2)
-        slope = np.diff(seconds) / np.diff(batch)
-        return seconds[piece] + slope[piece] * (size - batch[piece])
-
-    def shared_by(self, num_gpus: int) -> "TableLatency":
-        """The same work spread evenly over several GPUs."""
-        finite_number("num_gpus", num_gpus, minimum=1)
-        return TableLatency(self.batch, tuple(s / num_gpus for s in self.seconds))
-
-
-def fit_floor(batch: ArrayLike, seconds: ArrayLike) -> LatencyModel | TwoPieceLatency:
-    """``max(floor, k·b + h)``: a machine that cannot start work faster than it does at batch 1 or 2.
-
-    On a fast card the smallest batches wait for the host to launch kernels, not for arithmetic. The floor is the mean
-    of the first one or two sizes and the line goes through the others; whichever is off by less, relative to what was
-    published, is kept, and the plain line where the floor would not lie a tenth above it. Such a line passes through
-    three sizes exactly, so its error says nothing there.
-
-    Args:
-        batch: batch sizes, shape (n,), ascending, at least three.
-        seconds: of one step, shape (n,).
-
-    Returns:
-        A bent line, level up to where the line passes the floor; a LatencyModel where nothing is bound by launches.
-
-    Raises:
-        ValueError: for fewer than three sizes or numbers that are not finite and positive.
-    """
-    best = fit_latency(batch, seconds, nonnegative=True).model
-    batch, seconds = finite_array("batch", batch), finite_array("seconds", seconds)
-    for level in (1, 2):
-        if len(batch) - level < 2:
-            break
-        k, h = np.polyfit(batch[level:], seconds[level:], 1)
-        if h < 0:  # as fit_latency does: an empty batch takes no negative time
-            k, h = np.sum(batch[level:] * seconds[level:]) / np.sum(batch[level:] ** 2), 0.0
-        floor = float(np.mean(seconds[:level]))
-        if k <= 0 or floor < max(1.1 * (k * batch[0] + h), k * batch[level - 1] + h):
-            continue
-        bent = TwoPieceLatency(float((floor - h) / k), floor, 0.0, float(k))
-        if np.abs(line_error(bent, batch, seconds)).max() < np.abs(line_error(best, batch, seconds)).max():
-            best = bent
-    return best
 
 
 #: networks whose steps cost about the same: Stable Diffusion 1.x and 2.1-base at 512 × 512; the first that was measured
@@ -496,7 +356,7 @@ class Scenario:
         transmission: see ``SystemParameters``.
     """
 
-    edge: LatencyModel | TwoPieceLatency | TableLatency
+    edge: StepLatency
     max_batch: int
     population: str
     num_steps: int = RELEASED_STEPS
@@ -511,7 +371,7 @@ class Scenario:
     def parameters(self) -> SystemParameters:
         """The released parameters with this scenario's steps, packet and batch limit."""
         released, share = SystemParameters(), self.num_steps / RELEASED_STEPS
-        accuracy = AccuracyModel(released.accuracy.steepness / share, released.accuracy.midpoint * share)
+        accuracy = released.accuracy.rescaled(self.num_steps, of=RELEASED_STEPS)
         return SystemParameters(
             num_steps=self.num_steps,
             min_split=round(released.min_split * share),

@@ -1,6 +1,7 @@
 """The offloading problem: parameters, instances, plans and what a plan is worth."""
 
 import csv
+import warnings
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal
@@ -10,10 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from splitpoint.checks import finite_array, finite_number, one_of, whole_number
 from splitpoint.files import data_path, read_meta
-from splitpoint.offloading.curves import RELEASED_ACCURACY, AccuracyModel, LatencyModel
+from splitpoint.offloading.curves import RELEASED_ACCURACY, AccuracyCurve, LatencyModel, StepLatency
 
 TRANSMISSIONS = ("released", "corrected")
 BATCHINGS = ("static", "early_exit")
+RELEASED_STEPS = 200
+#: a step on a device that takes longer was probably given in milliseconds
+SLOWEST_STEP_S = 100.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,11 @@ class SystemParameters:
         window_s: length of the decision window, ``K``.
         transmission: ``released`` multiplies by the spectral efficiency as the released code does; ``corrected``
             divides by it.
-        accuracy: personalized accuracy index against split point.
+        accuracy: personalized accuracy index against split point, in steps of a run of ``num_steps``; any curve with
+            a method ``pai``. The released one counts steps of a run of 200: ``rescaled(num_steps)`` makes it another's.
+        edge_step_cost_s, device_step_cost_s: other costs than time of a request's step on the edge and on the device,
+            in seconds of utility, for instance energy times its price; no part of a latency.
+        handover_cost_s: other costs than time of one hand-over, in seconds of utility.
     """
 
     num_steps: int = 200
@@ -43,7 +51,10 @@ class SystemParameters:
     intermediate_bits: float = 4.4e6
     window_s: float = 1.0
     transmission: Literal["released", "corrected"] = "released"
-    accuracy: AccuracyModel = RELEASED_ACCURACY
+    accuracy: AccuracyCurve = RELEASED_ACCURACY
+    edge_step_cost_s: float = 0.0
+    device_step_cost_s: float = 0.0
+    handover_cost_s: float = 0.0
 
     def __post_init__(self):
         whole_number("num_steps", self.num_steps, 1)
@@ -55,6 +66,16 @@ class SystemParameters:
         finite_number("intermediate_bits", self.intermediate_bits, 0.0)
         finite_number("window_s", self.window_s, 0.0)
         one_of("transmission", self.transmission, TRANSMISSIONS)
+        for name in ("edge_step_cost_s", "device_step_cost_s", "handover_cost_s"):
+            finite_number(name, getattr(self, name))
+        if not isinstance(self.accuracy, AccuracyCurve):
+            raise ValueError(f"accuracy={self.accuracy!r} has no method pai(split_point); valid is such a curve")
+        if self.accuracy == RELEASED_ACCURACY and self.num_steps != RELEASED_STEPS:
+            warnings.warn(
+                f"num_steps={self.num_steps} with the released accuracy curve, whose midpoint is in steps of a run of "
+                f"{RELEASED_STEPS}; pass accuracy=RELEASED_ACCURACY.rescaled({self.num_steps}) if a share is meant",
+                stacklevel=3,
+            )
 
     @property
     def transfer_s_per_user(self) -> float:
@@ -80,15 +101,22 @@ class Instance:
         ValueError: for zero users, mismatched lengths, or numbers outside their range.
     """
 
-    edge: LatencyModel
+    edge: StepLatency
     device_step_s: NDArray[np.float64]
     alpha: NDArray[np.float64]
     arrival_s: NDArray[np.float64]
     parameters: SystemParameters = field(default_factory=SystemParameters)
 
     def __post_init__(self):
+        if not isinstance(self.edge, StepLatency):
+            raise ValueError(
+                f"edge={self.edge!r} is no step latency; valid is LatencyModel or another with its methods"
+            )
+        if not isinstance(self.parameters, SystemParameters):
+            raise ValueError(f"parameters={self.parameters!r} must be SystemParameters")
         for name in ("device_step_s", "alpha", "arrival_s"):
-            values = finite_array(name, getattr(self, name), minimum=0.0)
+            values = np.array(finite_array(name, getattr(self, name), minimum=0.0))  # a copy, so that it stays as it is
+            values.flags.writeable = False
             if values.ndim != 1 or len(values) == 0:
                 raise ValueError(f"{name} has shape {values.shape}; valid is (U,) with at least one user")
             object.__setattr__(self, name, values)
@@ -99,6 +127,11 @@ class Instance:
             )
         if np.any(self.device_step_s == 0):
             raise ValueError("device_step_s holds 0.0; valid are positive seconds")
+        if np.any(self.device_step_s > SLOWEST_STEP_S):
+            raise ValueError(
+                f"device_step_s holds {self.device_step_s.max():g}; valid are seconds in (0, {SLOWEST_STEP_S:g}] "
+                "(milliseconds?)"
+            )
         if np.any(self.arrival_s > self.parameters.window_s):
             raise ValueError(f"arrival_s holds {self.arrival_s.max()}; valid is [0, {self.parameters.window_s}]")
 
@@ -129,6 +162,10 @@ class Plan:
     status: str = "heuristic"
     gap: float = float("nan")
 
+    def __post_init__(self):
+        object.__setattr__(self, "granted", np.asarray(self.granted))
+        object.__setattr__(self, "split_points", np.asarray(self.split_points))
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -147,7 +184,12 @@ class Outcome:
     @property
     def reward(self) -> float:
         """The released code's reward, ``0.1 * utility / U`` (authors' released code, PERDQN/environment.py)."""
-        return 0.1 * self.utility / len(self.accuracy)
+        return float(reward(self.utility, len(self.accuracy)))
+
+
+def reward(utility_s: ArrayLike, num_users: ArrayLike) -> NDArray[np.float64]:
+    """A tenth of the utility per user (authors' released code, PERDQN/environment.py), shapes that broadcast."""
+    return 0.1 * np.asarray(utility_s) / num_users
 
 
 def check_plan(instance: Instance, plan: Plan) -> None:
@@ -191,13 +233,50 @@ def evaluate(instance: Instance, plan: Plan, batching: Literal["static", "early_
     if batching == "static":
         edge_s = edge_steps * instance.edge.step_latency_s(batch)
     else:
-        shared = np.minimum.outer(edge_steps, edge_steps).sum(axis=1)
-        edge_s = instance.edge.intercept_s * edge_steps + instance.edge.slope_s * shared
+        edge_s = early_exit_s(instance.edge, edge_steps, granted)
     waiting = parameters.window_s - instance.arrival_s
-    handover = np.where(granted, edge_s + parameters.transfer_s_per_user * batch, 0.0)
-    latency = handover + splits * instance.device_step_s + waiting
+    accuracy, latency, utility = user_outcomes(
+        granted, splits, edge_s, batch, instance.device_step_s, instance.alpha, waiting, parameters
+    )
+    return Outcome(accuracy, latency, float(np.sum(utility)))
+
+
+def early_exit_s(edge: StepLatency, edge_steps: NDArray[np.float64], granted: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Seconds that each user's edge steps take when users leave as soon as theirs are done; zero for denied users.
+
+    Args:
+        edge: latency of one edge step against the batch.
+        edge_steps: shape (U,).
+        granted: shape (U,), bool.
+    """
+    steps = np.asarray(edge_steps, dtype=float)[granted]
+    order = np.argsort(steps, kind="stable")
+    present = np.arange(len(steps), 0, -1)  # members while the next to leave is still there
+    seconds, leaving = np.zeros(len(edge_steps)), np.empty(len(steps))
+    leaving[order] = np.cumsum(np.diff(steps[order], prepend=0.0) * edge.step_latency_s(present))
+    seconds[granted] = leaving
+    return seconds
+
+
+def user_outcomes(granted, splits, edge_s, batch, device_step_s, alpha, waiting_s, parameters: SystemParameters):
+    """Accuracy, latency and utility of each user of one window or of many: the physics, written once.
+
+    Args:
+        granted, splits: of a plan, shape (…, U).
+        edge_s: seconds of a granted user's edge steps, shape (…, U).
+        batch: number of granted users, a number or shape (…, 1).
+        device_step_s, alpha, waiting_s: of the users, shape (…, U).
+        parameters: SystemParameters.
+
+    Returns:
+        Index, seconds and seconds, shape (…, U) each.
+    """
+    on_edge = np.where(granted, edge_s + parameters.transfer_s_per_user * batch, 0.0)
+    latency = on_edge + splits * device_step_s + waiting_s
     accuracy = parameters.accuracy.pai(splits)
-    return Outcome(accuracy, latency, float(np.sum(instance.alpha * accuracy - latency)))
+    edge_cost = (parameters.num_steps - splits) * parameters.edge_step_cost_s + parameters.handover_cost_s
+    other = np.where(granted, edge_cost, 0.0) + splits * parameters.device_step_cost_s
+    return accuracy, latency, alpha * accuracy - latency - other
 
 
 def share_of_gain(reached_s: ArrayLike, possible_s: ArrayLike, scale_s: ArrayLike) -> NDArray[np.float64]:
@@ -230,8 +309,8 @@ class Profiles:
             1 to 2.
     """
 
-    edge_gpu: LatencyModel
-    devices: tuple[LatencyModel, ...]
+    edge_gpu: StepLatency
+    devices: tuple[StepLatency, ...]
     odds: tuple[float, ...] | None = None
 
     @property
@@ -323,7 +402,7 @@ def _draw(num_users, num_edge_gpus, random, parameters, profiles) -> Instance:
     return Instance(edge, device_step_s, alpha, arrival_s, parameters)
 
 
-def alpha_range(device_step_s: ArrayLike, edge: LatencyModel) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def alpha_range(device_step_s: ArrayLike, edge: StepLatency) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bounds that preferences are drawn between, shape (U,) each (authors' released code, PERDQN/utils.py)."""
     device_step_s = np.asarray(device_step_s, dtype=float)
     low = np.maximum((device_step_s - edge.step_latency_s(20)) / 0.01, 0)

@@ -1,5 +1,6 @@
 """Who should be served: exact solvers, mixed-integer programs, a genetic algorithm and simple policies, by name."""
 
+import inspect
 from collections.abc import Callable
 
 import numpy as np
@@ -8,16 +9,33 @@ from scipy.optimize import linear_sum_assignment
 
 from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.offloading.problem import Instance, Plan, check_plan
-from splitpoint.offloading.split import grant_gain, grant_gains, optimal_split
+from splitpoint.offloading.split import gains_at, grant_gains, optimal_split, step_saving_s, top_sums, top_users
 
 BRUTE_FORCE_USERS = 16
 
+_USERS_AT_A_TIME = 100_000  # gains of larger windows are made one batch size at a time, which takes less memory
+
 _SOLVERS: dict[str, Callable[..., Plan]] = {}
+_KEPT: set[str] = set()  # the package's own names, which stand for yardsticks
 
 
 def register(name: str, solver: Callable[..., Plan]) -> None:
-    """Add a solver of your own, ``solver(instance, **options) -> Plan``, by name: for ``solve`` and for figures."""
+    """Add a solver of your own, ``solver(instance, **options) -> Plan``, by name: for ``solve`` and for figures.
+
+    Raises:
+        ValueError: if the name is one of the package's own, or the solver cannot be called.
+    """
+    if name in _KEPT and _SOLVERS.get(name) is not solver:
+        raise ValueError(f"name={name!r} is one of the package's own solvers; choose another")
+    if not callable(solver):
+        raise ValueError(f"solver={solver!r} cannot be called; valid is a function from an instance to a plan")
     _SOLVERS[name] = solver
+
+
+def keep(name: str, solver: Callable[..., Plan]) -> None:
+    """As ``register``, for the package itself: nobody replaces the solver under this name."""
+    _SOLVERS[name] = solver
+    _KEPT.add(name)
 
 
 def solvers() -> tuple[str, ...]:
@@ -27,6 +45,8 @@ def solvers() -> tuple[str, ...]:
 
 def get_solver(name: str) -> Callable[..., Plan]:
     """The solver of that name; ValueError with the names there are, if there is none."""
+    if name == "agent" and name not in _SOLVERS:
+        raise ValueError("method='agent' is unknown until splitpoint.learning is imported: import splitpoint.learning")
     one_of("method", name, solvers())
     return _SOLVERS[name]
 
@@ -43,9 +63,17 @@ def solve(instance: Instance, method: str = "exact", **options) -> Plan:
         A feasible Plan.
 
     Raises:
-        ValueError: for an unknown method or bad options.
+        ValueError: for an unknown method, or options that it does not take or refuses.
     """
-    plan = get_solver(method)(instance, **options)
+    if not isinstance(instance, Instance):
+        raise ValueError(f"instance={instance!r} must be an Instance")
+    solver = get_solver(method)
+    if options:
+        taken = inspect.signature(solver).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            for option in options:
+                one_of("option", option, list(taken)[1:])
+    plan = solver(instance, **options)
     check_plan(instance, plan)
     return plan
 
@@ -65,13 +93,14 @@ def plan_for(
         whole_steps: restrict split points to whole steps.
         status, gap: see Plan.
     """
-    saving = instance.device_step_s - instance.edge.step_latency_s(granted.sum())
+    edge_step_s = instance.edge.step_latency_s(granted.sum())
+    saving = step_saving_s(instance.device_step_s, edge_step_s, instance.parameters)
     split = optimal_split(instance.alpha, saving, instance.parameters, whole_steps)
     return Plan(granted, np.where(granted, split, float(instance.parameters.num_steps)), status, gap)
 
 
 def exact(instance: Instance, whole_steps: bool = False) -> Plan:
-    """The optimum under static batching, in O(U² log U).
+    """The optimum under static batching: a selection for each batch size, so linear in the users but for the last sort.
 
     Granted users slow each other through their number alone. For a known batch size the gains are independent, so the
     best set of that size is the largest gains; trying every size gives the optimum (notebook 05).
@@ -82,28 +111,33 @@ def exact(instance: Instance, whole_steps: bool = False) -> Plan:
     """
     if instance.largest_batch == 0:
         return all_local(instance)
-    gains, _ = grant_gains(instance, np.arange(1, instance.largest_batch + 1), whole_steps)
-    descending = -np.sort(-gains, axis=1)
-    totals = np.concatenate([[0.0], [row[: size + 1].sum() for size, row in enumerate(descending)]])
-    best = int(np.argmax(totals))
-    granted = np.zeros(instance.num_users, dtype=bool)
-    if best:
-        granted[np.argsort(-gains[best - 1], kind="stable")[:best]] = True
-    return plan_for(instance, granted, whole_steps, status="optimal", gap=0.0)
+    sizes = np.arange(1, instance.largest_batch + 1)
+    blocks = [sizes] if instance.num_users <= _USERS_AT_A_TIME else list(sizes[:, None])
+    gains = [grant_gains(instance, block, whole_steps)[0] for block in blocks[:1]]  # (m, U), kept if there is but one
+    totals = [top_sums(gains[0], blocks[0])]
+    totals += [top_sums(grant_gains(instance, block, whole_steps)[0], block) for block in blocks[1:]]
+    best = int(np.argmax(np.concatenate([[0.0], *totals])))
+    if not best:
+        return plan_for(instance, np.zeros(instance.num_users, dtype=bool), whole_steps, status="optimal", gap=0.0)
+    row = gains[0][best - 1] if len(blocks) == 1 else grant_gains(instance, [best], whole_steps)[0][0]
+    return plan_for(instance, top_users(row[None], [best])[0], whole_steps, status="optimal", gap=0.0)
 
 
 def early_exit(instance: Instance, whole_steps: bool = False) -> Plan:
     """The optimum under early-exit batching: for every batch size, a linear assignment of users to exit ranks.
 
-    A user who leaves at rank ``r`` of ``B`` weighs ``2 (B - r) + 1`` times in the edge's total step time (rearrangement
-    inequality, notebook 09); its split point is optimal at that effective step cost.
+    With ``b`` users present a step costs them ``b L(b)`` seconds together, so the ``b``-th to be added costs
+    ``b L(b) - (b - 1) L(b - 1)`` for each of its steps; for a line that is ``k (2 b - 1) + h``. Where these costs rise
+    with ``b``, sharing them out by rank is the cheapest of all rankings (rearrangement inequality, notebook 09), and
+    the assignment is the optimum; where they fall somewhere, the plan is a good one and not proven (``heuristic``).
     """
     parameters, best, plan = instance.parameters, 0.0, all_local(instance)
-    for batch in range(1, instance.largest_batch + 1):
-        weights = 2 * np.arange(batch)[:, None] + 1
-        saving = instance.device_step_s - instance.edge.step_latency_s(weights)
-        splits = optimal_split(instance.alpha, saving, parameters, whole_steps)
-        gains = grant_gain(instance.alpha, splits, saving, batch, parameters)
+    sizes = np.arange(1, instance.largest_batch + 1)
+    together = np.append(0.0, sizes * instance.edge.step_latency_s(sizes))
+    step_s = np.diff(together)[:, None]  # what the b-th member costs a step, (B, 1)
+    proven = bool(np.all(np.diff(step_s, axis=0) >= -1e-12))
+    for batch in sizes:
+        gains, splits = gains_at(instance.alpha, instance.device_step_s, step_s[:batch], batch, parameters, whole_steps)
         ranks, users = linear_sum_assignment(gains, maximize=True)
         if gains[ranks, users].sum() > best:
             best = gains[ranks, users].sum()
@@ -111,7 +145,9 @@ def early_exit(instance: Instance, whole_steps: bool = False) -> Plan:
             granted[users] = True
             split = np.full(instance.num_users, float(parameters.num_steps))
             split[users] = splits[ranks, users]
-            plan = Plan(granted, split, "optimal", 0.0)
+            plan = Plan(granted, split)
+    if not proven:
+        return Plan(plan.granted, plan.split_points, "heuristic")
     return Plan(plan.granted, plan.split_points, "optimal", 0.0)
 
 
@@ -121,7 +157,8 @@ def brute_force(instance: Instance, whole_steps: bool = False) -> Plan:
     Raises:
         ValueError: for more than 16 users.
     """
-    whole_number("num_users", instance.num_users, 1, BRUTE_FORCE_USERS)
+    if instance.num_users > BRUTE_FORCE_USERS:
+        raise ValueError(f"num_users={instance.num_users} is outside [1, {BRUTE_FORCE_USERS}] of method='brute_force'")
     subsets = (np.arange(2**instance.num_users)[:, None] >> np.arange(instance.num_users)) & 1 == 1
     subsets = subsets[subsets.sum(axis=1) <= instance.largest_batch]
     granted = subsets[np.argmax(_subset_gains(_gain_table(instance, whole_steps), subsets))]
@@ -228,4 +265,4 @@ def _within_limit(sets: NDArray[np.bool_], limit: int, rng: np.random.Generator)
 
 
 for _solver in (exact, early_exit, brute_force, genetic, greedy, all_local, all_edge, random):
-    register(_solver.__name__, _solver)
+    keep(_solver.__name__, _solver)

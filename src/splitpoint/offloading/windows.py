@@ -7,9 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from splitpoint.checks import finite_array, whole_number
-from splitpoint.offloading import Instance, LatencyModel, SystemParameters, optimal_split, published_profiles
-from splitpoint.offloading.problem import alpha_range, share_of_gain
-from splitpoint.offloading.split import grant_gain
+from splitpoint.offloading.curves import LatencyModel, StepLatency, TableLatency
+from splitpoint.offloading.problem import (
+    Instance,
+    SystemParameters,
+    alpha_range,
+    published_profiles,
+    reward,
+    share_of_gain,
+    user_outcomes,
+)
+from splitpoint.offloading.split import gains_at, optimal_split, step_saving_s, top_sums, top_users
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +32,9 @@ class Windows:
         num_users: shape (n,).
         parameters: SystemParameters, the same for all.
 
+        edge_step_s: seconds of one edge step in a batch of 0 … U, shape (n, U + 1), where the edge is no line;
+            ``slope_s`` and ``intercept_s`` are then the line through batch 1 and the largest, which an agent sees.
+
     ``gains[w, B, i]`` is what granting user i in a batch of B is worth, with its own optimal split point (seconds).
     """
 
@@ -34,9 +45,12 @@ class Windows:
     waiting_s: NDArray[np.float64]
     num_users: NDArray[np.int64]
     parameters: SystemParameters = field(default_factory=SystemParameters)
-    gains: NDArray[np.float64] | None = None
+    gains: NDArray[np.float64] = None  # type: ignore[assignment]  # made from the rest if left out, as the next
+    edge_step_s: NDArray[np.float64] = None  # type: ignore[assignment]
 
     def __post_init__(self):
+        if self.edge_step_s is None:
+            object.__setattr__(self, "edge_step_s", self._lines())
         if self.gains is None:
             object.__setattr__(self, "gains", self._gains())
 
@@ -63,23 +77,45 @@ class Windows:
             self.num_users[rows],
             self.parameters,
             self.gains[rows],
+            self.edge_step_s[rows],
         )
 
     def instance(self, row: int) -> Instance:
         """One window as an Instance."""
         users, parameters = slice(self.num_users[row]), self.parameters
+        edge: StepLatency = LatencyModel(float(self.slope_s[row]), float(self.intercept_s[row]))
+        table = self.edge_step_s[row]
+        if not np.array_equal(table, self._lines()[row]):
+            edge = TableLatency(tuple(range(1, len(table))), tuple(table[1:].tolist()))
         return Instance(
-            LatencyModel(float(self.slope_s[row]), float(self.intercept_s[row])),
+            edge,
             self.device_step_s[row, users],
             self.alpha[row, users],
             parameters.window_s - self.waiting_s[row, users],
             parameters,
         )
 
-    def splits(self, batch: NDArray) -> NDArray[np.float64]:
+    def _lines(self) -> NDArray[np.float64]:
+        batch = np.arange(max(self.alpha.shape[1], 2) + 1)
+        return self.slope_s[:, None] * batch + self.intercept_s[:, None]
+
+    def step_s(self, batch: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of one edge step for given batch sizes, shape (n,) -> (n,)."""
+        return np.take_along_axis(self.edge_step_s, np.asarray(batch)[:, None], axis=1)[:, 0]
+
+    def splits(self, batch: NDArray[np.int64]) -> NDArray[np.float64]:
         """Optimal split points for given batch sizes, shape (n,) -> (n, U)."""
-        edge_step_s = (self.slope_s * batch + self.intercept_s)[:, None]
-        return optimal_split(self.alpha, self.device_step_s - edge_step_s, self.parameters)
+        saving = step_saving_s(self.device_step_s, self.step_s(batch)[:, None], self.parameters)
+        return optimal_split(self.alpha, saving, self.parameters)
+
+    @property
+    def local_s(self) -> NDArray[np.float64]:
+        """Utility of serving nobody, shape (n,), seconds."""
+        all_steps = float(self.parameters.num_steps)
+        *_, utility = user_outcomes(
+            False, all_steps, 0.0, 0, self.device_step_s, self.alpha, self.waiting_s, self.parameters
+        )
+        return np.sum(utility, axis=1, where=self.present)
 
     def outcomes(self, granted: NDArray[np.bool_]) -> dict[str, NDArray[np.float64]]:
         """What granting these users is worth, split points being optimal.
@@ -94,14 +130,14 @@ class Windows:
         granted = granted & present
         batch = granted.sum(axis=1)
         split = np.where(granted, self.splits(batch), float(parameters.num_steps))
-        edge_step_s = (self.slope_s * batch + self.intercept_s)[:, None]
-        on_edge_s = (parameters.num_steps - split) * edge_step_s + parameters.transfer_s_per_user * batch[:, None]
-        latency = np.where(granted, on_edge_s, 0.0) + split * self.device_step_s + self.waiting_s
-        accuracy = parameters.accuracy.pai(split)
-        utility = np.sum(self.alpha * accuracy - latency, axis=1, where=present)
+        edge_s = (parameters.num_steps - split) * self.step_s(batch)[:, None]
+        accuracy, latency, utility = user_outcomes(
+            granted, split, edge_s, batch[:, None], self.device_step_s, self.alpha, self.waiting_s, parameters
+        )
+        utility = np.sum(utility, axis=1, where=present)
         return {
             "utility_s": utility,
-            "reward": 0.1 * utility / self.num_users,
+            "reward": reward(utility, self.num_users),
             "accuracy": np.sum(accuracy, axis=1, where=present) / self.num_users,
             "latency_s": np.sum(latency, axis=1, where=present) / self.num_users,
             "share_granted": batch / self.num_users,
@@ -114,32 +150,27 @@ class Windows:
 
     def exact(self) -> NDArray[np.bool_]:
         """The users of each window's exact optimum, shape (n, U): the best set of every size, the best size."""
-        order = np.argsort(np.where(self.present[:, None], -self.gains, np.inf), axis=2, kind="stable")
-        ordered = np.take_along_axis(np.where(self.present[:, None], self.gains, 0.0), order, axis=2)
-        sizes = np.arange(self.gains.shape[1])
-        totals = np.where(np.arange(ordered.shape[2]) < sizes[:, None], ordered, 0.0).sum(axis=2)
-        best = np.argmax(np.where(sizes <= self.largest_batch[:, None], totals, -np.inf), axis=1)
-        ranks = np.argsort(order[np.arange(len(self)), best], axis=1)
-        return ranks < best[:, None]
+        gains, sizes = np.where(self.present[:, None], self.gains, -np.inf), np.arange(self.gains.shape[1])
+        totals = np.where(sizes <= self.largest_batch[:, None], top_sums(gains, sizes), -np.inf)
+        best = np.argmax(totals, axis=1)
+        return top_users(gains[np.arange(len(self)), best], best)
 
     def optimality(self, granted: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Share of the exact optimum's gain over all-local that granting these users reaches, shape (n,).
 
         Where the optimum itself gains nothing, 1 if nothing is lost and minus infinity if something is.
         """
-        local_s = self.outcomes(np.zeros_like(self.present))["utility_s"]
-        return share_of_gain(self.gain(granted), self.gain(self.exact()), local_s)
+        return share_of_gain(self.gain(granted), self.gain(self.exact()), self.local_s)
 
     def _gains(self) -> NDArray[np.float64]:
         largest = min(self.parameters.max_batch, self.alpha.shape[1])
         if largest == 0:
             return np.zeros((len(self), 1, self.alpha.shape[1]))
-        batch = np.arange(1.0, largest + 1)[:, None]
-        edge_step_s = self.slope_s[:, None, None] * batch + self.intercept_s[:, None, None]
-        saving = self.device_step_s[:, None] - edge_step_s
-        alpha = self.alpha[:, None]
-        splits = optimal_split(alpha, saving, self.parameters)
-        gains = grant_gain(alpha, splits, saving, batch, self.parameters)
+        batch = np.arange(1, largest + 1)
+        edge_step_s = self.edge_step_s[:, batch, None]  # (n, B, 1)
+        gains, _ = gains_at(
+            self.alpha[:, None], self.device_step_s[:, None], edge_step_s, batch[:, None], self.parameters
+        )
         return np.concatenate([np.zeros_like(gains[:, :1]), np.where(self.present[:, None], gains, 0.0)], axis=1)
 
 
@@ -174,13 +205,24 @@ def stack_windows(instances: Sequence[Instance], max_users: int | None = None) -
         padded["waiting_s"][row, users] = parameters.window_s - instance.arrival_s
     for name, values in padded.items():
         finite_array(name, values)
+    lines = np.array([_line_of(instance.edge, width) for instance in instances])
     return Windows(
-        np.array([i.edge.slope_s for i in instances]),
-        np.array([i.edge.intercept_s for i in instances]),
+        lines[:, 0],
+        lines[:, 1],
         num_users=counts,
         parameters=parameters,
+        edge_step_s=np.array([instance.edge.step_latency_s(np.arange(max(width, 2) + 1)) for instance in instances]),
         **padded,
     )
+
+
+def _line_of(edge: StepLatency, width: int) -> tuple[float, float]:
+    """Slope and intercept of a line; of another curve those of the line through batch 1 and the largest."""
+    if isinstance(edge, LatencyModel):
+        return edge.slope_s, edge.intercept_s
+    alone, full = edge.step_latency_s(np.array([1, max(width, 2)]))
+    slope = float(full - alone) / (max(width, 2) - 1)
+    return slope, float(alone) - slope
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,20 @@ def on_released_scale(samples: pd.DataFrame) -> pd.DataFrame:
     return samples.assign(n=samples["split_point"] * RELEASED_STEPS / samples["num_steps"])
 
 
-def accuracy_fit(samples: pd.DataFrame, resamples: int = 300, seed: int = 0) -> tuple[Fit, pd.DataFrame]:
+def accuracy_fit(
+    samples: pd.DataFrame, resamples: int = 300, seed: int = 0, free_ceiling: bool = False
+) -> tuple[Fit, pd.DataFrame]:
     """Logistic fit to the mean index at each split point, with intervals from resampling whole prompts.
 
     Args:
         samples: with columns ``prompt, n, pai``.
         resamples: bootstrap samples of the prompts.
         seed: of the resampling.
+        free_ceiling: fit where the curve levels off, too; else it must end at 1.
 
     Returns:
-        The fit, and a table with rows ``steepness`` (per step) and ``midpoint`` (steps), columns ``fitted, low, high``
-        (95 %). Samples of one prompt share its difficulty, so prompts are what is drawn anew.
+        The fit, and a table with rows ``steepness`` (per step), ``midpoint`` (steps) and with a free one ``ceiling``,
+        columns ``fitted, low, high`` (95 %). Samples of one prompt share its difficulty, so prompts are what is drawn anew.
 
     Raises:
         ValueError: if ``resamples`` is below 1, or the index does not follow a logistic curve.
@@ -40,16 +43,16 @@ def accuracy_fit(samples: pd.DataFrame, resamples: int = 300, seed: int = 0) -> 
     whole_number("resamples", resamples, 1)
     by_prompt = samples.groupby(["prompt", "n"])["pai"].mean().unstack()
     points = by_prompt.columns.to_numpy(float)
-    fit = fit_accuracy(points, by_prompt.mean().to_numpy())
+    names = ["steepness", "midpoint", "ceiling"][: 2 + free_ceiling]
+    fit = fit_accuracy(points, by_prompt.mean().to_numpy(), free_ceiling)
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(resamples):
         prompts = by_prompt.iloc[rng.integers(len(by_prompt), size=len(by_prompt))]
-        model = fit_accuracy(points, prompts.mean().to_numpy()).model
-        drawn.append((model.steepness, model.midpoint))
+        model = fit_accuracy(points, prompts.mean().to_numpy(), free_ceiling).model
+        drawn.append([getattr(model, name) for name in names])
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
-    table = pd.DataFrame(
-        {"fitted": [fit.model.steepness, fit.model.midpoint], "low": low, "high": high}, index=["steepness", "midpoint"]
-    )
+    fitted = [getattr(fit.model, name) for name in names]
+    table = pd.DataFrame({"fitted": fitted, "low": low, "high": high}, index=names)
     return fit, table
 
 
@@ -111,12 +114,14 @@ def schedule_samples(main: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {label: on_released_scale(samples) for label, samples in found.items()}
 
 
-def schedule_fits(samples: dict[str, pd.DataFrame], resamples: int = 200, seed: int = 0) -> pd.DataFrame:
+def schedule_fits(
+    samples: dict[str, pd.DataFrame], resamples: int = 200, seed: int = 0, free_ceiling: bool = False
+) -> pd.DataFrame:
     """Steepness and midpoint under each schedule, and the noise level at which half of the final index is reached.
 
     Args:
         samples: as from ``schedule_samples``.
-        resamples, seed: of the intervals, see ``accuracy_fit``.
+        resamples, seed, free_ceiling: see ``accuracy_fit``.
 
     Returns:
         One row a schedule: ``steepness`` (per step of 200) and ``midpoint`` (steps of 200) with 95 % ``low`` and
@@ -125,7 +130,7 @@ def schedule_fits(samples: dict[str, pd.DataFrame], resamples: int = 200, seed: 
     """
     rows = {}
     for label, table in samples.items():
-        fit, intervals = accuracy_fit(table, resamples, seed)
+        fit, intervals = accuracy_fit(table, resamples, seed, free_ceiling)
         means = table.groupby("split_point")[["pai", "sigma"]].mean()
         half_sigma = np.exp(np.interp(means["pai"].iloc[-1] / 2, means["pai"], np.log(means["sigma"].clip(lower=1e-3))))
         rows[label] = {
@@ -133,6 +138,7 @@ def schedule_fits(samples: dict[str, pd.DataFrame], resamples: int = 200, seed: 
             "midpoint": fit.model.midpoint,
             "midpoint low": intervals.loc["midpoint", "low"],
             "midpoint high": intervals.loc["midpoint", "high"],
+            "ceiling": fit.model.ceiling,
             "r_squared": fit.r_squared,
             "half_sigma": half_sigma,
         }

@@ -8,15 +8,9 @@ import pandas as pd
 
 from splitpoint.checks import finite_number, whole_number
 from splitpoint.offloading import LatencyModel, evaluate, hardware, published_latency, published_profiles, solve
-from splitpoint.offloading.hardware import (
-    POPULATIONS,
-    RELEASED_DEVICES,
-    Machine,
-    Scenario,
-    TableLatency,
-    TwoPieceLatency,
-    line_error,
-)
+from splitpoint.offloading.curves import TableLatency, TwoPieceLatency
+from splitpoint.offloading.fits import line_error
+from splitpoint.offloading.hardware import POPULATIONS, RELEASED_DEVICES, Machine, Scenario
 from splitpoint.tables import code_digest, load_or_run
 
 #: edges of notebook 08, name and software

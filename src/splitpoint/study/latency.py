@@ -9,14 +9,13 @@ import pandas as pd
 
 from splitpoint.files import data_path, project_root, read_meta, results_path
 from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
+from splitpoint.offloading.fits import fit_two_piece, line_error
 from splitpoint.offloading.hardware import (
     KEY,
     LARGEST_BATCH,
     RATE,
     Curve,
-    fit_two_piece,
     latency_fits,
-    line_error,
     measured_profiles,
     read_profile,
 )

@@ -4,7 +4,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from splitpoint.offloading import confidence_band
-from splitpoint.offloading.hardware import LARGEST_BATCH, Curve, fit_two_piece, line_error
+from splitpoint.offloading.fits import fit_two_piece, line_error
+from splitpoint.offloading.hardware import LARGEST_BATCH, Curve
 from splitpoint.study.figures.style import numbered_style
 
 

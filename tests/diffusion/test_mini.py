@@ -304,6 +304,8 @@ def test_an_improved_miniature_keeps_its_latents_and_says_what_it_came_from(fold
     for part in ("vae.decoder", "unet", "text_encoder"):
         weights = [attrgetter(part)(pipe).state_dict() for pipe in (before, after)]
         assert any(not torch.equal(one, other) for one, other in zip(*(w.values() for w in weights)))
+    for file in (tmp_path / "better").rglob("*.json"):  # nothing says where the first one lay
+        assert str(tmp_path) not in file.read_text()
     command = read_meta(tmp_path / "better" / "model_index.json")["command"]
     assert command.startswith("none; ") and command.endswith("--improve --steps 2 --vae-steps 2 --seed 1")
     with pytest.raises(ValueError, match="decoder_steps=0"):

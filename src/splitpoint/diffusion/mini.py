@@ -164,6 +164,10 @@ def save_mini(
     with quiet():
         halves = {name: deepcopy(getattr(pipe, name)).to(torch.float16) for name in ("unet", "vae", "text_encoder")}
         StableDiffusionPipeline(**{**pipe.components, **halves}, requires_safety_checker=False).save_pretrained(folder)
+    for config in folder.glob("*/config.json"):  # diffusers notes where a part was read from: a path of this machine
+        entries = json.loads(config.read_text(encoding="utf-8"))
+        if entries.pop("_name_or_path", None) is not None:
+            write_atomically(config, (json.dumps(entries, indent=2, sort_keys=True) + "\n").encode())
     write_atomically(folder / "concepts.json", json.dumps({"concepts": list(concepts)}, indent=0).encode())
     seal_mini(folder, command=command, seed=seed, settings=settings)
 

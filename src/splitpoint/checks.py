@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -73,3 +73,12 @@ def instance_of(name: str, value: object, kind: type) -> None:
     """Refuse what is not of a class."""
     if not isinstance(value, kind):
         raise ValueError(f"{name}={_shown(value)} must be {kind.__name__}")
+
+
+def a_sequence(name: str, values: Sequence) -> Sequence:
+    """The values; refuses what is no list, tuple, range or array, and an empty one."""
+    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
+        raise ValueError(f"{name}={_shown(values)} is no sequence")
+    if len(values) == 0:
+        raise ValueError(f"{name} is empty; at least one is needed")
+    return values  # type: ignore[return-value]

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from splitpoint.checks import one_of
+from splitpoint.checks import a_sequence, one_of
 from splitpoint.files import (
     KINDS,
     data_path,
@@ -62,8 +62,7 @@ def load_or_run(
     """
     one_of("kind", kind, KINDS)
     safe_name("name", name)
-    if len(tasks) == 0:
-        raise ValueError(f"tasks of {name} are empty; at least one is needed")
+    a_sequence(f"tasks of {name}", tasks)
     identity = json.loads(json.dumps(settings, default=_plain))
     path = results_path(f"{name}.csv")
     if (stored := _stored(name, identity)) is not None:

@@ -118,7 +118,7 @@ def test_two_agents_under_one_name_have_two_keys():
         (dict(num_users=(4, True)), "num_users=True is outside"),
         (dict(num_users=(4, 0)), "num_users=0"),
         (dict(num_edge_gpus=(1.5,)), "num_edge_gpus=1.5 is not a whole number"),
-        (dict(num_users=()), "tasks of sweep"),
+        (dict(num_users=()), "num_users is empty"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_work(changes, message, scratch_project):

@@ -261,6 +261,7 @@ def edge(name: str, software: str = "eager", *, model: str = "sd", dtype: str = 
         ValueError: with the names or software there are, for one that was not published.
     """
     found = [m for m in _family(model) if len(m.batch) >= 3 and m.rows[0]["dtype"] == dtype]
+    one_of("software", software, dict.fromkeys(m.software for m in found))
     found = _named(found, name, software)
     return min(found, key=lambda m: (m.scope == "end_to_end", -len(m.batch)))
 
@@ -291,7 +292,7 @@ def _family(model: str) -> list[Machine]:
 
 def _named(found: list[Machine], name: str, software: str | None) -> list[Machine]:
     names = list(dict.fromkeys(m.name for m in found))
-    short = {each.lower(): each for each in names}.get(_short(name).lower(), name)
+    short = {each.lower(): each for each in names}.get(_short(name).lower(), name) if isinstance(name, str) else name
     one_of("name", short, names)
     found = [m for m in found if m.name == short]
     if software is not None:

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.checks import finite_array, finite_number, one_of, whole_number
+from splitpoint.checks import a_generator, finite_array, finite_number, instance_of, one_of, whole_number
 from splitpoint.files import data_path, read_meta
 from splitpoint.offloading.curves import RELEASED_ACCURACY, AccuracyCurve, LatencyModel, StepLatency
 
@@ -112,8 +112,7 @@ class Instance:
             raise ValueError(
                 f"edge={self.edge!r} is no step latency; valid is LatencyModel or another with its methods"
             )
-        if not isinstance(self.parameters, SystemParameters):
-            raise ValueError(f"parameters={self.parameters!r} must be SystemParameters")
+        instance_of("parameters", self.parameters, SystemParameters)
         for name in ("device_step_s", "alpha", "arrival_s"):
             values = np.array(finite_array(name, getattr(self, name), minimum=0.0))  # a copy, so that it stays as it is
             values.flags.writeable = False
@@ -194,6 +193,8 @@ def reward(utility_s: ArrayLike, num_users: ArrayLike) -> NDArray[np.float64]:
 
 def check_plan(instance: Instance, plan: Plan) -> None:
     """Raise ValueError if a plan is not feasible: lengths, batch limit, range of the split points."""
+    instance_of("instance", instance, Instance)
+    instance_of("plan", plan, Plan)
     parameters, granted = instance.parameters, np.asarray(plan.granted)
     splits = finite_array("split_points", plan.split_points)
     if granted.dtype != bool or granted.shape != (instance.num_users,) or splits.shape != granted.shape:
@@ -371,8 +372,7 @@ def sample_instance(
 
     Source: authors' released code, PERDQN/per_DQN_main.py and PERDQN/utils.py.
     """
-    if not isinstance(rng, np.random.Generator):
-        raise ValueError(f"rng={rng!r} is not a numpy.random.Generator; use numpy.random.default_rng(seed)")
+    a_generator("rng", rng)
     return _draw(num_users, num_edge_gpus, rng, parameters, profiles or published_profiles())
 
 
@@ -388,12 +388,14 @@ def released_instance(
     Raises:
         ValueError: if a number is below 1 or no whole number.
     """
+    whole_number("seed", seed, 0, 2**32 - 1)
     return _draw(num_users, num_edge_gpus, np.random.RandomState(seed), parameters, published_profiles())
 
 
 def _draw(num_users, num_edge_gpus, random, parameters, profiles) -> Instance:
     whole_number("num_users", num_users, 1)
     whole_number("num_edge_gpus", num_edge_gpus, 1)
+    instance_of("parameters", parameters, SystemParameters)
     edge = profiles.edge_gpu.shared_by(num_edge_gpus)
     index = np.sort(random.choice(len(profiles.devices), size=num_users, p=profiles.weights))
     device_step_s = profiles.device_steps_s[index]

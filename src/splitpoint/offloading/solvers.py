@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import finite_number, instance_of, one_of, whole_number
 from splitpoint.offloading.problem import Instance, Plan, check_plan
 from splitpoint.offloading.split import gains_at, grant_gains, optimal_split, step_saving_s, top_sums, top_users
 
@@ -25,6 +25,8 @@ def register(name: str, solver: Callable[..., Plan]) -> None:
     Raises:
         ValueError: if the name is one of the package's own, or the solver cannot be called.
     """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r} must be a text")
     if name in _KEPT and _SOLVERS.get(name) is not solver:
         raise ValueError(f"name={name!r} is one of the package's own solvers; choose another")
     if not callable(solver):
@@ -70,8 +72,7 @@ def solve(instance: Instance, method: str = "exact", **options) -> Plan:
     Raises:
         ValueError: for an unknown method, or options that it does not take or refuses.
     """
-    if not isinstance(instance, Instance):
-        raise ValueError(f"instance={instance!r} must be an Instance")
+    instance_of("instance", instance, Instance)
     solver = get_solver(method)
     if options:
         taken = inspect.signature(solver).parameters

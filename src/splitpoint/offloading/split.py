@@ -7,7 +7,7 @@ point ``n``, where ``saving`` is what one step gains by running on the edge.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.checks import finite_array
+from splitpoint.checks import finite_array, instance_of
 from splitpoint.offloading.curves import AccuracyModel
 from splitpoint.offloading.problem import Instance, SystemParameters
 
@@ -36,6 +36,7 @@ def optimal_split(
 
     Source: stationarity ``alpha * c * a * A (1 - A) = saving`` of the logistic curve ``c * A``, notebook 05.
     """
+    instance_of("parameters", parameters, SystemParameters)
     alpha = finite_array("alpha", alpha, minimum=0.0)
     saving = finite_array("step_saving_s", step_saving_s)
     curve, low, high = parameters.accuracy, float(parameters.min_split), float(parameters.num_steps)
@@ -139,6 +140,7 @@ def grant_gains(
     Raises:
         ValueError: if ``batch_sizes`` is not one-dimensional, or holds a number that is not finite or below 1.
     """
+    instance_of("instance", instance, Instance)
     batch = finite_array("batch_sizes", batch_sizes, minimum=1.0)
     if batch.ndim != 1:
         raise ValueError(f"batch_sizes has shape {batch.shape}; valid is (m,)")

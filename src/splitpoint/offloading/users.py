@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from splitpoint.checks import instance_of
 from splitpoint.offloading.curves import StepLatency
 from splitpoint.offloading.problem import Instance, Plan, SystemParameters, evaluate
 
@@ -28,12 +29,16 @@ def read_users(
     Raises:
         ValueError: naming file, line and column, for a missing column, a doubled name or what is no number.
     """
-    path = Path(path)
+    instance_of("edge", edge, StepLatency)
+    try:
+        path = Path(path)
+    except TypeError as error:
+        raise ValueError(f"path={path!r} is no path") from error
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # what is no UTF-8 is a ValueError
         raise ValueError(f"path={path.name!r} cannot be read as a CSV file: {error}") from error
     for column in COLUMNS[:3]:
         if column not in columns:

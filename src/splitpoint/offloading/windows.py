@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.checks import finite_array, whole_number
+from splitpoint.checks import a_generator, finite_array, instance_of, whole_number
 from splitpoint.offloading.curves import LatencyModel, StepLatency, TableLatency
 from splitpoint.offloading.problem import (
     Instance,
@@ -185,15 +185,19 @@ def stack_windows(instances: Sequence[Instance], max_users: int | None = None) -
     Raises:
         ValueError: for no instances, different parameters, more users than ``max_users``, or NaN.
     """
+    if not isinstance(instances, Sequence) or not all(isinstance(i, Instance) for i in instances):
+        raise ValueError("instances must be a list of Instance")
     if len(instances) == 0:
         raise ValueError("instances is empty; at least one is needed")
     parameters = instances[0].parameters
     if any(instance.parameters != parameters for instance in instances):
         raise ValueError("instances have different SystemParameters; stack equal ones")
     counts = np.array([instance.num_users for instance in instances])
+    if max_users is not None:
+        whole_number("max_users", max_users, 1)
     width = int(counts.max() if max_users is None else max_users)
     if counts.max() > width:
-        raise ValueError(f"num_users={counts.max()} is outside [1, {width}]")
+        raise ValueError(f"num_users={counts.max()} is outside [1, {width}] (max_users)")
     padded = {
         "device_step_s": np.ones((len(counts), width)),
         "alpha": np.zeros((len(counts), width)),
@@ -244,10 +248,14 @@ class Scenario:
 
     def __post_init__(self):
         for name in ("num_users", "num_edge_gpus"):
-            low, high = getattr(self, name)
+            ends = getattr(self, name)
+            if not isinstance(ends, (tuple, list)) or len(ends) != 2:
+                raise ValueError(f"{name}={ends!r} must be two whole numbers, the fewest and the most")
+            low, high = ends
             whole_number(f"{name}[0]", low, 1)
             whole_number(f"{name}[1]", high, low)
             object.__setattr__(self, name, (int(low), int(high)))
+        instance_of("parameters", self.parameters, SystemParameters)
         known = len(published_profiles().devices)
         if self.devices is not None:
             if not self.devices:
@@ -277,6 +285,7 @@ class Scenario:
         Source: authors' released code, PERDQN/per_DQN_main.py; as ``sample_instance``, for many windows at once.
         """
         whole_number("n", n, 1)
+        a_generator("rng", rng)
         width = self.width(max_users)
         profiles = published_profiles()
         chosen = np.array(self.devices if self.devices is not None else range(len(profiles.devices)))

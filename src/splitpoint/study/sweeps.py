@@ -9,7 +9,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import a_sequence, finite_number, instance_of, one_of, whole_number
 from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
 from splitpoint.offloading.problem import BATCHINGS, share_of_gain
@@ -53,14 +53,14 @@ def reward_sweep(
     Raises:
         ValueError: for an unknown method or batching, fewer than one window, or a solver that refuses a window.
     """
+    instance_of("parameters", parameters, SystemParameters)
     whole_number("num_seeds", num_seeds, 1)
     whole_number("first_seed", first_seed, 0)
     one_of("batching", batching, BATCHINGS)
     for name_of, values in (("num_users", num_users), ("num_edge_gpus", num_edge_gpus)):
-        for value in values:
+        for value in a_sequence(name_of, values):
             whole_number(name_of, value, 1)
-    if len(methods) == 0:
-        raise ValueError("methods is empty; at least one is needed")
+    a_sequence("methods", methods)
     solver_functions = {method: get_solver(method) for method in methods}
     common = dict(solver_functions=solver_functions, parameters=parameters, batching=batching, profiles=profiles)
     blocks = [

@@ -261,8 +261,9 @@ def edge(name: str, software: str = "eager", *, model: str = "sd", dtype: str = 
         ValueError: with the names or software there are, for one that was not published.
     """
     found = [m for m in _family(model) if len(m.batch) >= 3 and m.rows[0]["dtype"] == dtype]
+    found = _named(found, name, None)
     one_of("software", software, dict.fromkeys(m.software for m in found))
-    found = _named(found, name, software)
+    found = [m for m in found if m.software == software]
     return min(found, key=lambda m: (m.scope == "end_to_end", -len(m.batch)))
 
 

@@ -284,27 +284,33 @@ class Fluid:
     scale: int = 1
     many = True
 
+    def _alike(self):
+        """Edges with the same line, limit and demand are priced together."""
+        groups: dict = {}
+        for number, (edge, demand) in enumerate(zip(self.system.edges, self.demand)):
+            groups.setdefault((edge.latency, edge.max_batch, id(demand)), (edge, demand, []))[2].append(number)
+        return [((edge, demand), np.array(group)) for edge, demand, group in groups.values()]
+
     def prices(self, observation: Observation, scatter: float | NDArray = 0.0) -> NDArray[np.float64]:
         """Prices of a step, shape (…, E); ``scatter`` in standard deviations of the number of requests."""
         rate = observation.rates_hz[..., self.scale] / len(self.system.edges)
         rate = np.maximum(rate + scatter * np.sqrt(rate / self.horizon_s), 0.0)
+        rate = rate[..., None]
         out = np.empty(observation.free.shape)
-        batches = np.arange(0.0, self.system.limits.max() + 0.25, 0.25)
-        for e, (edge, demand) in enumerate(zip(self.system.edges, self.demand)):
-            batch = batches[batches <= edge.max_batch]
+        for (edge, demand), group in self._alike():
+            batch = np.arange(0.0, edge.max_batch + 0.25, 0.25)
             step = np.interp(batch, np.arange(edge.max_batch + 1), edge.step_table_s())
             step[batch < 1] = edge.step_table_s()[1]
             work = np.maximum.accumulate(np.divide(batch, step))
             marginal = np.maximum.accumulate(np.gradient(batch, np.maximum(work, 1e-9 * np.arange(len(work)))))
-            inside = observation.work_left[..., e] / self.horizon_s
-            low, high = np.zeros(rate.shape), np.full(rate.shape, demand.price_s[-1])
+            inside, free = observation.work_left[..., group] / self.horizon_s, observation.free[..., group]
+            low, high = np.zeros(inside.shape), np.full(inside.shape, demand.price_s[-1])
             for _ in range(18):
                 price = (low + high) / 2
-                asked = (inside + rate * demand.at(price)) / observation.free[..., e]
-                cost = np.interp(asked, work, marginal) / observation.free[..., e]
-                cost = np.where(asked > work[-1], np.inf, cost)
+                asked = (inside + rate * demand.at(price)) / free
+                cost = np.where(asked > work[-1], np.inf, np.interp(asked, work, marginal) / free)
                 low, high = np.where(cost > price, price, low), np.where(cost > price, high, price)
-            out[..., e] = (low + high) / 2
+            out[..., group] = (low + high) / 2
         return out
 
     def __call__(self, observation: Observation) -> Decision:

@@ -1,6 +1,6 @@
 """Experiments of notebook 10: requests over time, every policy against the bound; the twin's exact table.
 
-Run as a module, it writes the tables that notebook 10 reads: ``python -m splitpoint.study.living_edge policies`` and
+Run as a module, it writes the tables that notebook 10 reads: ``splitpoint edge-tables policies`` and
 ``… twin``.
 """
 
@@ -117,7 +117,7 @@ def twin_table(rates_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame
     Returns:
         ``rate_hz, rule, share, gain_s_per_s``.
     """
-    rows = []
+    rows, for_one = [], Twin(1.0).optimum()[1]
     for rate in rates_hz:
         twin = Twin(rate)
         best, _, value = twin.optimum()
@@ -135,18 +135,8 @@ def twin_table(rates_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame
         add("state_price", scores[tuned])
         improved = twin.improve(twin.evaluate(twin.rule("state_price", tuned), value)[1])
         add("improved once", twin.evaluate(improved, value)[0])
+        add("optimum for one a second", twin.evaluate(for_one, value)[0])
         add("optimum", best)
-    return pd.DataFrame(rows)
-
-
-def unknown_rate_table(assumed_hz: float = 1.0, true_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame:
-    """What the optimum for one rate keeps at others: ``rate_hz, share``."""
-    choice = Twin(assumed_hz).optimum()[1]
-    rows = []
-    for rate in true_hz:
-        twin = Twin(rate)
-        best, _, value = twin.optimum()
-        rows.append(dict(rate_hz=rate, share=twin.evaluate(choice, value)[0] / best))
     return pd.DataFrame(rows)
 
 
@@ -163,7 +153,7 @@ def main(names: Sequence[str]) -> None:
                 policy_sweep(f"edge_{compute}", compute=compute, **settings) for compute in ("constant", "fluctuating")
             )
         write_rows(path, table.round(6).to_dict("records"))
-        command = f"python -m splitpoint.study.living_edge {name}"
+        command = f"splitpoint edge-tables {name}"
         write_meta(path, kind="simulated", command=command, settings=settings)
 
 

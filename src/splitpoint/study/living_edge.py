@@ -4,7 +4,7 @@ Run as a module, it writes the tables that notebook 10 reads: ``splitpoint edge-
 ``… twin``.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 
 import numpy as np
@@ -140,9 +140,11 @@ def twin_table(rates_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame
     return pd.DataFrame(rows)
 
 
-def main(names: Sequence[str]) -> None:
+def main() -> None:
     """Write tables under ``data/edge/``."""
-    for name in names:
+    parser = argparse.ArgumentParser(description="Simulate the tables of the living edge again.")
+    parser.add_argument("names", nargs="+", choices=("policies", "twin"))
+    for name in parser.parse_args().names:
         path = data_path("edge", f"{name}.csv")
         path.parent.mkdir(exist_ok=True)
         if name == "twin":
@@ -158,4 +160,4 @@ def main(names: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -1,6 +1,6 @@
 """Simulated requests a second on one core, and seconds a decision: ``python benchmarks/edge_requests_per_second.py``.
 
-Each figure is the median of several runs, with the fastest and the slowest; the last column is the ratio to the first row
+Each figure is the median of several runs, with the fastest and the slowest; last, the ratio to the first row
 of the same run, which other work on the machine disturbs less.
 """
 
@@ -43,9 +43,8 @@ def throughput() -> None:
     for name, policy in named.items():
         rate = requests / seconds(lambda policy=policy: simulate([EDGE], paths, policy))
         first = first or np.median(rate)
-        print(
-            f"{name:30s} {np.median(rate):9.0f} requests/s ({rate.min():.0f} to {rate.max():.0f}), {np.median(rate) / first:.2f}"
-        )
+        middle, low, high = np.median(rate), rate.min(), rate.max()
+        print(f"{name:30s} {middle:9.0f} requests/s ({low:.0f} to {high:.0f}), {middle / first:.2f}")
 
 
 def fleet() -> None:

@@ -97,8 +97,8 @@ def slot_bound(
     A linear program over slots: request i is present ``z_it`` seconds of slot t, from its arrival on, and does
     ``y_it <= z_it c_t/(k + h)`` steps in them; a slot's steps are at most what its mean batch can do (``mu`` is
     concave, else its hull); presence costs its seconds, steps are worth ``f_i``, from above by tangents. Every run of
-    the edge is a point of it, so its optimum is a bound; its multipliers are prices that vary in time. Where tangents are too coarse
-    the price bound is returned.
+    the edge is a point of it, so its optimum is a bound; its multipliers are prices that vary in time.
+    Where tangents are too coarse the price bound is returned.
 
     Args:
         edge: one edge.

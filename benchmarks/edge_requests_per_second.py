@@ -1,7 +1,7 @@
 """Simulated requests a second on one core, and seconds a decision: ``python benchmarks/edge_requests_per_second.py``.
 
-Each figure is the median of several runs, with the fastest and the slowest; last, the ratio to the first row
-of the same run, which other work on the machine disturbs less.
+Each figure is the median of several runs, with the fastest and the slowest; the last column is the ratio to the first
+row of the same run, which other work on the machine disturbs less.
 """
 
 import os
@@ -43,8 +43,8 @@ def throughput() -> None:
     for name, policy in named.items():
         rate = requests / seconds(lambda policy=policy: simulate([EDGE], paths, policy))
         first = first or np.median(rate)
-        middle, low, high = np.median(rate), rate.min(), rate.max()
-        print(f"{name:30s} {middle:9.0f} requests/s ({low:.0f} to {high:.0f}), {middle / first:.2f}")
+        ratio = np.median(rate) / first
+        print(f"{name:30s} {np.median(rate):9.0f} requests/s ({rate.min():.0f} to {rate.max():.0f}), {ratio:.2f}")
 
 
 def fleet() -> None:

@@ -179,4 +179,48 @@ def double_q_targets(rewards, dones, online_next, target_next):
     return torch.where(dones, rewards, rewards + chosen)
 """,
     },
+    "ps5": {
+        "ps5_step": """
+def edge_step(now, inside, waiting, k, h, most):
+    queue, members = list(waiting), list(inside)
+    while queue and len(members) < most:
+        members.append(queue.pop(0))
+    gone, stay = [], []
+    for name, steps in members:
+        if steps > 1:
+            stay.append((name, steps - 1))
+        else:
+            gone.append(name)
+    return (now + k * len(members) + h if members else now), stay, queue, gone
+""",
+        "ps5_inside": """
+def odds_inside(work, k, h, most, highest=300):
+    logs = [0.0]
+    for n in range(1, highest + 1):
+        b = min(n, most)
+        logs.append(logs[-1] + np.log(work) + np.log(k * b + h) - np.log(b))
+    logs = np.array(logs)
+    return np.exp(logs - np.logaddexp.reduce(logs))
+
+
+def marginal_cost(odds, work):
+    n = np.arange(len(odds))
+    return (np.sum(odds * n**2) - np.sum(odds * n)**2) / work
+""",
+        "ps5_price": """
+def find_price(cost, demand, rate, high, rounds=50):
+    from scipy.optimize import bisect
+    return bisect(lambda p: min(cost(rate * demand(p)), 1e9) - p, 0.0, high, xtol=1e-12)
+""",
+        "ps5_steps": """
+def steps_at(price, device_step_s, alpha, transfer_s):
+    out = []
+    for d, a in zip(device_step_s, alpha):
+        def f(m):
+            A = lambda n: 1 / (1 + np.exp(-0.0413 * (n - 71.44)))
+            return a * (A(200 - m) - A(200)) + m * d - transfer_s - price * m if m else 0.0
+        out.append(max(range(121), key=f))
+    return np.array(out)
+""",
+    },
 }

@@ -400,6 +400,42 @@ WRONG = [
         "actions, -rewards, following, dones)",
         {"ps4_train_test"},
     ),
+    (
+        "ps5",
+        "joins after the step",
+        "ps5_step",
+        "inside, waiting = inside + waiting[:room], waiting[room:]",
+        "inside, waiting = inside + [], waiting",
+        {"ps5_step_test"},
+    ),
+    ("ps5", "a step is charged without those who join", "ps5_step", "k * len(inside) + h", "k + h", {"ps5_step_test"}),
+    (
+        "ps5",
+        "no end to the batch",
+        "ps5_inside",
+        "np.minimum(np.arange(1, highest + 1), most)",
+        "np.arange(1, highest + 1)",
+        {"ps5_inside_test"},
+    ),
+    ("ps5", "mean instead of variance", "ps5_inside", "(n - mean) ** 2 / work", "n / work", {"ps5_inside_test"}),
+    ("ps5", "the wrong half is kept", "ps5_price", ") > middle:", ") < middle:", {"ps5_price_test"}),
+    (
+        "ps5",
+        "the rate is forgotten",
+        "ps5_price",
+        "cost(rate * demand(middle))",
+        "cost(demand(middle))",
+        {"ps5_price_test"},
+    ),
+    ("ps5", "everybody is granted", "ps5_steps", "    net[:, 0] = 0.0\n", "    net[:, 0] = -1e9\n", {"ps5_steps_test"}),
+    (
+        "ps5",
+        "the price is paid to the user",
+        "ps5_steps",
+        "[:, None] - price)",
+        "[:, None] + price)",
+        {"ps5_steps_test"},
+    ),
 ]
 
 

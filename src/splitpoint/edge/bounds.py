@@ -97,8 +97,8 @@ def slot_bound(
     A linear program over slots: request i is present ``z_it`` seconds of slot t, from its arrival on, and does
     ``y_it <= z_it c_t/(k + h)`` steps in them; a slot's steps are at most what its mean batch can do (``mu`` is
     concave, else its hull); presence costs its seconds, steps are worth ``f_i``, from above by tangents. Every run of
-    the edge is a point of it, so its optimum is a bound; its multipliers are prices that vary in time. Where tangents
-    are too coarse the price bound is returned.
+    the edge is a point of it, so its optimum is a bound; its multipliers are prices that vary in time.
+    Where tangents are too coarse the price bound is returned.
 
     Args:
         edge: one edge.
@@ -258,8 +258,7 @@ def clairvoyant(
     choices = finite_array("steps", steps, 1.0).astype(np.int64)
     edges, users, width = worth.shape
     first = np.broadcast_to(np.asarray(first_tick, dtype=np.int64), (edges, users))
-    each = list(tick_cost_s) if edges > 1 else [tick_cost_s]  # type: ignore[arg-type]
-    costs = [np.asarray(c, dtype=float) for c in each]
+    costs = [np.asarray(c, dtype=float) for c in (tick_cost_s if edges > 1 else [tick_cost_s])]
     if len(costs) != edges or width != len(choices):
         raise ValueError(f"worth_s has shape {worth.shape}; valid is ({len(costs)}, n, {len(choices)})")
     if any(np.any(np.diff(c, axis=1) < -1e-12) for c in costs):

@@ -107,7 +107,7 @@ def speed_of_batches(edges: dict[str, Edge], ax: plt.Axes | None = None) -> plt.
         batch = np.arange(1, edge.max_batch + 1)
         speed = batch / edge.step_table_s()[1:]
         ax.plot(batch, speed / speed[0], label=name, **numbered_style(number))
-    ax.set(xlabel="members of the batch", ylabel="steps a second, against one member")
+    ax.set(xlabel="members of the batch", ylabel="speed against one member")
     ax.legend()
     return ax
 

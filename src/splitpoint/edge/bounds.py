@@ -258,7 +258,8 @@ def clairvoyant(
     choices = finite_array("steps", steps, 1.0).astype(np.int64)
     edges, users, width = worth.shape
     first = np.broadcast_to(np.asarray(first_tick, dtype=np.int64), (edges, users))
-    costs = [np.asarray(c, dtype=float) for c in (tick_cost_s if edges > 1 else [tick_cost_s])]
+    each = list(tick_cost_s) if edges > 1 else [tick_cost_s]  # type: ignore[arg-type]
+    costs = [np.asarray(c, dtype=float) for c in each]
     if len(costs) != edges or width != len(choices):
         raise ValueError(f"worth_s has shape {worth.shape}; valid is ({len(costs)}, n, {len(choices)})")
     if any(np.any(np.diff(c, axis=1) < -1e-12) for c in costs):

@@ -5,9 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODE ?= fast
 SIZE ?= small
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# TORCH=cpu takes PyTorch's processor-only build (200 MB) where the default index has the one with CUDA (2.7 GB: Linux);
+# TORCH=cu130 or another of its names takes a build for a GPU
+TORCH ?=
+INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
-.PHONY: figures test notebooks profile train-mini assignments grade clean
+.PHONY: figures test notebooks profile train-mini assignments grade format lint mutants clean
 
 figures: $(VENV)/.installed
 	$(BIN)/python scripts/run_notebooks.py --mode $(MODE)
@@ -19,7 +23,7 @@ test: $(VENV)/.extras
 notebooks: $(VENV)/.installed
 	$(BIN)/python scripts/run_notebooks.py --mode $(MODE) --in-place
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (a few minutes) …"
@@ -32,13 +36,33 @@ $(VENV)/.extras: $(VENV)/.installed
 	$(INSTALL) -e ".[assignments,cluster]"
 	@touch $@
 
+$(VENV)/.lint: $(VENV)/.installed
+	$(INSTALL) -e ".[lint]"
+	@touch $@
+
+format: $(VENV)/.lint
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# what a change must pass before its tests are worth running
+lint: $(VENV)/.lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+# tests of the tests: wrong lines, by a tool in the room where bounds and optima live (an hour), then the hand-picked ones
+mutants: $(VENV)/.installed
+	$(INSTALL) -e ".[mutants]"
+	$(BIN)/mutmut run
+	$(BIN)/python scripts/mutations.py
+
 # measure this machine's denoising latency; every notebook that reads profiles finds it
 profile: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.diffusion.profile --out results/my_machine.csv
+	$(BIN)/splitpoint profile --out results/my_machine.csv
 
 # train the miniature again (SIZE=large: a bigger one, for a GPU, into checkpoints/)
 train-mini: $(VENV)/.installed
-	$(BIN)/python -m splitpoint.diffusion.mini_training --size $(SIZE) --resume \
+	$(BIN)/splitpoint train-mini --size $(SIZE) --resume \
 	    --out $(if $(filter small,$(SIZE)),data/models/mini,checkpoints/mini_$(SIZE))
 
 # write the students' notebooks; grade what is in notebooks/assignments/submitted

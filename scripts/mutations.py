@@ -18,7 +18,7 @@ PROFILES, MODELS = "tests/offloading/test_hardware.py", "tests/offloading/test_c
 NAMED, NAMED_STUDY = "tests/offloading/test_named_hardware.py", "tests/study/test_hardware.py"
 PROBLEM, SPLIT = "tests/offloading/test_problem.py", "tests/offloading/test_split.py"
 SOLVERS = "tests/offloading/test_solvers.py"
-WINDOWS, ENV = "tests/offloading/test_windows.py", "tests/learning/test_env.py"
+WINDOWS, ENV = "tests/offloading/test_windows.py", "tests/learning/test_window_env.py"
 REPLAY, AGENT = "tests/learning/test_replay.py", "tests/learning/test_agent.py"
 HYBRID, QUALITY = "tests/diffusion/test_hybrid.py", "tests/diffusion/test_accuracy.py"
 PROFILE, PERSONALIZE = "tests/diffusion/test_profile.py", "tests/diffusion/test_personalize.py"
@@ -188,19 +188,19 @@ MUTATIONS = [
         "rng.uniform(0, 1, size=(n, width))",
         f"{WINDOWS} -k scenario",
     ),
-    ("learning/env.py", "0.05 * np.abs(alone)", "0.5 * np.abs(alone)", f"{ENV} -k scale"),
-    ("learning/env.py", "np.clip(observation, -10, 10).astype", "observation.astype", f"{ENV} -k rewards"),
-    ("learning/env.py", "observation[self.done] = 0", "observation[self.done] *= 1", f"{ENV} -k rewards"),
-    ("learning/env.py", "- count - 0.5) / 5", "- 0.5) / 5", f"{ENV} -k rank"),
-    ("learning/env.py", "np.where(present, -half, np.inf)", "np.where(present, half, np.inf)", f"{ENV} -k order"),
-    ("learning/env.py", "+ better.sum(axis=1) < highest", "+ better.sum(axis=1) <= highest", f"{ENV} -k cut"),
+    ("learning/decisions.py", "0.05 * np.abs(alone)", "0.5 * np.abs(alone)", f"{ENV} -k scale"),
+    ("learning/decisions.py", "np.clip(observation, -10, 10).astype", "observation.astype", f"{ENV} -k rewards"),
+    ("learning/decisions.py", "observation[self.done] = 0", "observation[self.done] *= 1", f"{ENV} -k rewards"),
+    ("learning/decisions.py", "- count - 0.5) / 5", "- 0.5) / 5", f"{ENV} -k rank"),
+    ("learning/decisions.py", "np.where(present, -half, np.inf)", "np.where(present, half, np.inf)", f"{ENV} -k order"),
+    ("learning/decisions.py", "+ better.sum(axis=1) < highest", "+ better.sum(axis=1) <= highest", f"{ENV} -k cut"),
     (
-        "learning/env.py",
+        "learning/decisions.py",
         '[rows, user] - (a["slope_s"] * a["batch"]',
         '[rows, user] + (a["slope_s"] * a["batch"]',
         f"{ENV} -k released",
     ),
-    ("learning/env.py", "values.copy() for name, values", "values for name, values", f"{ENV} -k restored"),
+    ("learning/window_env.py", "values.copy() for name, values", "values for name, values", f"{ENV} -k restored"),
     ("learning/replay.py", "max(self.largest, float", "min(self.largest, float", f"{REPLAY} -k largest"),
     ("learning/replay.py", "np.count_nonzero(tree.leaves)", "self.size() * self.n_envs", f"{REPLAY} -k two_buffers"),
     ("learning/replay.py", "running &= following != self.pos", "running &= following >= 0", f"{REPLAY} -k n_step"),

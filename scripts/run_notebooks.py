@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from splitpoint.files import project_root, write_atomically
+from splitpoint.files import project_root, sha256, write_atomically
 
 CELL_TIMEOUT_S = 3600
 
@@ -51,7 +51,10 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
             return False
         seconds = time.perf_counter() - start
         made = [name for name, stat in _figures(root).items() if before.get(name) != stat]
-        write_atomically(stamp, json.dumps({"digest": digest, "figures": made}).encode())
+        written = {
+            str(file.relative_to(root)): sha256(file) for file in (target, *(root / "figures" / m for m in made))
+        }
+        write_atomically(stamp, json.dumps({"digest": digest, "written": written}).encode())
         print(f"\r{label}: {seconds:.0f} s, {len([n for n in made if n.endswith('.png')])} figures", flush=True)
     return True
 
@@ -63,25 +66,24 @@ def _execute(path: Path, target: Path, mode: str) -> bool:
             cell.outputs, cell.execution_count = [], None  # what is committed must not be taken for this run's
         if "parameters" in cell.metadata.get("tags", []):
             cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
+    begun = [0]
+
+    def remember(cell, cell_index):
+        begun[0] = cell_index
+
     client = NotebookClient(
         notebook,
         timeout=CELL_TIMEOUT_S,
         kernel_name="python3",
         coalesce_streams=True,
+        on_cell_start=remember,  # a kernel that died leaves no other trace of where
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     )
     try:
         client.execute(env=_kernel_environment())
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        index, cell = next(
-            (
-                (i, c)
-                for i, c in reversed(list(enumerate(notebook.cells)))
-                if c.cell_type == "code" and c.get("execution_count") is not None
-            ),
-            (0, notebook.cells[0]),
-        )
+        index, cell = begun[0], notebook.cells[begun[0]]
         reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
         first_line = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
         print(
@@ -123,9 +125,10 @@ def _source(path: Path) -> str:
 
 
 def _project_state(root: Path) -> str:
-    """Digest of the package's source and of the data, so that a damaged file is noticed too."""
+    """Digest of what notebooks read: the package, the data, and this machine's own profile."""
     digest = hashlib.sha256()
-    for path in sorted([*root.joinpath("src").rglob("*.py"), *root.joinpath("data").rglob("*")]):
+    mine = root.joinpath("results").glob("my_machine.csv")
+    for path in sorted([*root.joinpath("src").rglob("*.py"), *root.joinpath("data").rglob("*"), *mine]):
         if path.is_file():
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -140,11 +143,13 @@ def _up_to_date(stamp: Path, digest: str, target: Path, root: Path) -> bool:
         done = json.loads(stamp.read_text())
     except (OSError, json.JSONDecodeError):
         return False
-    return (
-        done["digest"] == digest
-        and target.exists()
-        and all(root.joinpath("figures", name).exists() for name in done["figures"])
-    )
+    written = done.get("written", {})
+    return done.get("digest") == digest and bool(written) and all(_holds(root / n, s) for n, s in written.items())
+
+
+def _holds(path: Path, checksum: str) -> bool:
+    """Whether a file is there as it was written."""
+    return path.exists() and sha256(path) == checksum
 
 
 def main() -> None:
@@ -154,6 +159,8 @@ def main() -> None:
     parser.add_argument("--in-place", action="store_true", help="write outputs back into notebooks/")
     parser.add_argument("--again", action="store_true", help="run even what is up to date")
     arguments = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal without these characters must not end the work
     start = time.perf_counter()
     if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again):
         raise SystemExit(1)

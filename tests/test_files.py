@@ -60,3 +60,12 @@ def test_no_host_names_in_sidecars(tmp_path):
     path = tmp_path / "x"
     path.write_bytes(b"")
     assert socket.gethostname() not in json.dumps(write_meta(path, kind="simulated", command="c"))
+
+
+def test_threads_that_write_one_file_do_not_take_each_others_draft(tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    path, contents = tmp_path / "table.csv", [bytes([65 + i]) * 1000 for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_atomically(path, contents[i % 8]), range(400)))
+    assert path.read_bytes() in contents and [p.name for p in tmp_path.iterdir()] == ["table.csv"]

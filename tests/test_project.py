@@ -6,6 +6,8 @@ import re
 import statistics
 import subprocess
 import sys
+import tomllib
+from itertools import chain, pairwise
 from pathlib import Path
 
 import pytest
@@ -141,7 +143,7 @@ def test_notebook_is_committed_as_a_clean_run_gives_it(path):
 
 
 def test_notebooks_are_linked_in_order():
-    for path, following in zip(NOTEBOOKS, NOTEBOOKS[1:]):
+    for path, following in pairwise(NOTEBOOKS):
         last = json.loads(path.read_text())["cells"][-1]
         assert following.name in "".join(last["source"]), f"{path.name} does not end with a link to {following.name}"
 
@@ -151,3 +153,71 @@ def test_trained_weights_and_the_pictures_they_draw_have_one_licence():
     assert len(files) >= 12
     for path in files:
         assert json.loads(sidecar_of(path).read_text())["licence"] == "CC-BY-SA-4.0", path.name
+
+
+def imports_of(path: Path) -> set[str]:
+    """Files of the package that a file imports when it is loaded, as module names."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("splitpoint"):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("splitpoint")}
+    return found
+
+
+def test_no_files_import_each_other_in_a_circle():
+    files = {path: ".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in SOURCE.rglob("*.py")}
+    arrows = {name: imports_of(path) & set(files.values()) - {name} for path, name in files.items()}
+    left = dict(arrows)
+    while free := [name for name, targets in left.items() if not targets & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left, f"a circle among {sorted(left)}"
+
+
+def test_running_an_agent_needs_neither_torch_nor_its_trainer():
+    code = (
+        "import sys, numpy as np, splitpoint.learning as l; from splitpoint.offloading import sample_instance, solve; "
+        "solve(sample_instance(5, 8, np.random.default_rng(0)), 'agent'); print(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "stable_baselines3"} & set(loaded)
+
+
+def test_every_imported_package_is_declared():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [*declared["dependencies"], *chain.from_iterable(declared["optional-dependencies"].values())]
+    names = {re.split(r"[<>=\[]", name)[0].lower().replace("-", "_") for name in names}
+    names |= {"pil": "pillow", "ipython": "ipython"}.keys() | {"resvg_py"}  # resvg_py: the rebuild says how to get it
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for module in {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"splitpoint"}:
+                assert module.lower() in names, f"{path.name} imports {module}, which pyproject.toml does not declare"
+
+
+def test_pins_lie_within_the_ranges_and_the_closure_holds_them():
+    from packaging.requirements import Requirement
+
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    normal = lambda name: name.lower().replace("_", "-")
+    read = lambda file: [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines()]
+    pins = {normal(line.split("==")[0]): line.split("==")[1] for line in read("requirements.txt") if line}
+    closure = {normal(line.split("==")[0]): line.split("==")[1] for line in read("constraints.txt") if line}
+    assert pins.items() <= closure.items()
+    for text in [*declared["dependencies"], *chain.from_iterable(declared["optional-dependencies"].values())]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(closure[normal(requirement.name)], prereleases=True), text
+
+
+def test_checksums_hold_whatever_line_endings_git_is_told_to_write(tmp_path):
+    if subprocess.run(["git", "-C", ROOT, "rev-parse"], capture_output=True).returncode:
+        pytest.skip("not a git checkout")
+    clone = ["git", "-c", "core.autocrlf=true", "clone", "-q", "--no-hardlinks", str(ROOT), str(tmp_path / "clone")]
+    subprocess.run(clone, check=True, capture_output=True)
+    for path in sorted((tmp_path / "clone" / "data").rglob("*.meta.json")):
+        file = path.with_name(path.name.removesuffix(".meta.json"))
+        if file.is_file():
+            assert read_meta(file), file.name

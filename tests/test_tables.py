@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -69,11 +72,75 @@ def test_a_table_goes_stale_when_the_code_of_its_rooms_changes(tmp_path, monkeyp
     assert tables.code_digest("study") != before
 
 
-def test_a_damaged_table_is_refused(scratch_project):
-    load_or_run("squares", square, tasks(), settings={})
+def test_a_table_that_was_cut_off_or_changed_is_made_again(scratch_project, capsys):
+    first = load_or_run("squares", square, tasks(), settings={})
     results_path("squares.csv").write_text("number,square\n0,9\n")
-    with pytest.raises(ValueError, match="squares.csv does not match the checksum"):
+    pd.testing.assert_frame_equal(load_or_run("squares", square, tasks(), settings={}), first)
+    for damage in (b"[1]", b"\xff\xfe", b"[" * 100_000, b""):
+        results_path("squares.csv.meta.json").write_bytes(damage)
+        pd.testing.assert_frame_equal(load_or_run("squares", square, tasks(), settings={}), first)
+    assert capsys.readouterr().out.count("computed here") == 6
+
+
+def test_a_shipped_table_that_was_changed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    path = tmp_path / "data" / "results" / "squares.csv"
+    write_atomically(path, b"number\n1\n")
+    write_meta(path, kind="simulated", command="c", settings={})
+    path.write_text("number\n2\n")
+    with pytest.raises(ValueError, match=r"squares\.csv does not match the checksum.*git checkout"):
         load_or_run("squares", square, tasks(), settings={})
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[:-3], lambda text: text.replace("16.1", "17.1"), lambda _: ""])
+def test_a_part_that_was_cut_or_changed_is_computed_again(damage, scratch_project):
+    import joblib
+
+    with joblib.parallel_config(backend="sequential"), pytest.raises(KeyboardInterrupt):
+        load_or_run("squares", square, tasks(fail_at=5), settings={})
+    (part,) = results_path("squares.parts").rglob("4.json")
+    part.write_text(damage(part.read_text()))
+    log = scratch_project / "log"
+    table = load_or_run("squares", square, tasks(log=str(log)), settings={})
+    assert table["square"].tolist() == [n**2 + 0.1 for n in range(6)]
+    assert sorted(log.read_text().split()) == ["4", "5"]
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/b", "", "..", "a\n", "a..b", None, 3])
+def test_a_name_leads_nowhere_else(name, scratch_project):
+    with pytest.raises(ValueError, match="name="):
+        load_or_run(name, square, tasks(), settings={})
+    assert not scratch_project.joinpath("results").exists()
+
+
+def no_rows(number):
+    return []
+
+
+def test_a_table_without_rows_is_not_kept(scratch_project):
+    with pytest.raises(ValueError, match="tasks of nothing gave no rows"):
+        load_or_run("nothing", no_rows, tasks(), settings={})
+    assert not results_path("nothing.csv").exists()
+
+
+PROGRAM = """
+import sys
+from tests.test_tables import square, tasks
+from splitpoint.tables import load_or_run
+print(len(load_or_run("squares", square, tasks(log=sys.argv[1]), settings={})))
+"""
+
+
+def test_two_processes_make_one_table(scratch_project):
+    log = scratch_project / "log"
+    environment = os.environ | {"SPLITPOINT_ROOT": str(scratch_project), "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PROGRAM, str(log)]
+    both = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(log.read_text().split()) == list("012345"), "the second computed what the first had"
+    assert sum("computed here" in text for text in said) == 1 and sum("read from" in text for text in said) == 1
+    assert not results_path("squares.parts").exists()
 
 
 def test_dask_runs_the_same_sweep(scratch_project):

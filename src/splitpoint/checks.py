@@ -1,46 +1,75 @@
 """Checks of arguments, made before any work: the message names the argument, its value and the valid range."""
 
 import math
+import numbers
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def _shown(value: object) -> str:
+    """A value as it stands in a message, cut where it would fill the screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def finite_number(
     name: str, value: float, minimum: float = -math.inf, maximum: float = math.inf, open_end: bool = False
 ) -> None:
-    """Refuse a number that is not finite or lies outside ``[minimum, maximum]`` (``open_end``: not the minimum)."""
+    """Refuse what is no number, not finite or outside ``[minimum, maximum]`` (``open_end``: not the minimum)."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_))
     try:
-        inside = math.isfinite(value) and minimum <= value <= maximum and not (open_end and value == minimum)
-    except TypeError:
+        inside = is_number and math.isfinite(value) and minimum <= value <= maximum
+    except OverflowError:
         inside = False
-    if not inside:
+    if not inside or (open_end and value == minimum):
         low = "(" if open_end or minimum == -math.inf else "["
         high = ")" if maximum == math.inf else "]"
-        raise ValueError(f"{name}={value!r} is outside {low}{minimum:g}, {maximum:g}{high}")
+        raise ValueError(f"{name}={_shown(value)} is outside {low}{minimum:g}, {maximum:g}{high}")
 
 
 def whole_number(name: str, value: int, minimum: int, maximum: float = math.inf) -> None:
-    """Refuse what is not a whole number within ``[minimum, maximum]``."""
+    """Refuse what is not a whole number (an ``int`` or NumPy's) within ``[minimum, maximum]``."""
     finite_number(name, value, minimum, maximum)
-    if int(value) != value:
+    if not isinstance(value, numbers.Integral):
         high = ")" if maximum == math.inf else "]"
-        raise ValueError(f"{name}={value!r} is not a whole number in [{minimum:g}, {maximum:g}{high}")
+        raise ValueError(f"{name}={_shown(value)} is not a whole number in [{minimum:g}, {maximum:g}{high}")
 
 
 def finite_array(name: str, values: ArrayLike, minimum: float = -math.inf) -> NDArray[np.float64]:
-    """The values as floats; refuses NaN, infinities and anything below ``minimum``."""
+    """The values as floats; refuses NaN, infinities, anything below ``minimum``, and what does not hold numbers."""
     try:
-        array = np.asarray(values, dtype=float)
+        array = np.asarray(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} does not hold numbers only") from error
+    if array.dtype.kind not in "iuf" or np.ma.isMaskedArray(values):
+        found = "masked numbers" if np.ma.isMaskedArray(values) else array.dtype
+        raise ValueError(f"{name} does not hold numbers only: it holds {found}")
+    array = array.astype(float, copy=False)
     bad = ~(np.isfinite(array) & (array >= minimum))
     if bad.any():
         raise ValueError(f"{name} holds {array[bad].flat[0]}; valid are finite numbers from {minimum:g} up")
     return array
 
 
-def one_of(name: str, value: str, choices) -> None:
+def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a name that is not among the choices, and say which there are."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is unknown; there are: {', '.join(choices)}")
+    choices = list(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}={_shown(value)} is unknown; there are: {', '.join(choices)}")
+
+
+def a_generator(name: str, value: np.random.Generator) -> None:
+    """Refuse what is no NumPy generator, the legacy ``RandomState`` too."""
+    if not isinstance(value, np.random.Generator):
+        raise ValueError(f"{name}={_shown(value)} is not a numpy.random.Generator; use numpy.random.default_rng(seed)")
+
+
+def instance_of(name: str, value: object, kind: type) -> None:
+    """Refuse what is not of a class."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}={_shown(value)} must be {kind.__name__}")

@@ -11,6 +11,8 @@ import io
 import json
 import os
 import platform
+import re
+import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -114,18 +116,37 @@ def read_meta(path: Path) -> dict:
     Raises:
         ValueError: if the file or its sidecar is missing or unreadable, or the file does not match its checksum.
     """
-    sidecar = meta_path(path)
+    path, sidecar = Path(path), meta_path(path)
+    again = "restore it with `git checkout -- data`" if _ships(path) else "remove both, and it is made again"
     try:
-        meta, checksum = json.loads(sidecar.read_text()), sha256(path)
-    except (OSError, json.JSONDecodeError) as error:
-        missing = sidecar.name if Path(path).exists() else Path(path).name
-        raise ValueError(f"{missing} is missing or unreadable; restore it with `git checkout -- data`") from error
+        meta, checksum = json.loads(sidecar.read_text(encoding="utf-8")), sha256(path)
+    except (OSError, ValueError, RecursionError) as error:  # what is no JSON or no UTF-8 is a ValueError
+        missing = sidecar.name if path.exists() else path.name
+        raise ValueError(f"{missing} is missing or unreadable; {again}") from error
+    if not isinstance(meta, dict):
+        raise ValueError(f"{sidecar.name} holds no JSON object; {again}")
     if checksum != meta.get("sha256"):
         raise ValueError(
-            f"{Path(path).name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
-            "restore it with `git checkout -- data`, or make it again with: " + str(meta.get("command"))
+            f"{path.name} does not match the checksum in {sidecar.name}: it was changed or damaged; "
+            f"{again}, or make it again with: {meta.get('command')}"
         )
     return meta
+
+
+def _ships(path: Path) -> bool:
+    """Whether a file is one of ``data/``, which git keeps."""
+    return project_root().joinpath("data").resolve() in path.resolve().parents
+
+
+def safe_name(argument: str, name: str) -> str:
+    """A name that is used as a file's: letters, digits, ``_``, ``-`` and single dots, so that it leads nowhere else.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*(\.[\w-]+)*", name) or len(name) > 100:
+        raise ValueError(f"{argument}={name!r} is no name; valid are letters, digits, '_', '-' and single dots")
+    return name
 
 
 def write_rows(path: Path, rows: Iterable[dict], columns: Sequence[str] | None = None) -> None:
@@ -155,7 +176,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that an interruption leaves the old one or the new one, never a half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.draft")  # each writer its own
     try:
         draft.write_bytes(content)
         os.replace(draft, path)

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import joblib
+import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from splitpoint.checks import one_of
 from splitpoint.files import (
@@ -18,6 +22,7 @@ from splitpoint.files import (
     project_root,
     read_meta,
     results_path,
+    safe_name,
     write_atomically,
     write_meta,
 )
@@ -52,42 +57,94 @@ def load_or_run(
         Tidy table in the order of the tasks.
 
     Raises:
-        ValueError: for an unknown kind, no tasks, or a stored table that was changed or damaged.
+        ValueError: for an unknown kind, a name that is no file name, no tasks, tasks without rows, or a shipped table
+            that was changed or damaged. (One in ``results/`` that was cut off or changed is made again.)
     """
     one_of("kind", kind, KINDS)
+    safe_name("name", name)
     if len(tasks) == 0:
         raise ValueError(f"tasks of {name} are empty; at least one is needed")
-    identity = json.loads(json.dumps(settings))
+    identity = json.loads(json.dumps(settings, default=_plain))
+    path = results_path(f"{name}.csv")
+    if (stored := _stored(name, identity)) is not None:
+        return stored
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{name}.lock")):  # a second process waits, and then reads what the first has made
+        if (stored := _stored(name, identity)) is not None:
+            return stored
+        return _compute(name, function, tasks, identity, command, kind)
+
+
+def _stored(name: str, identity: dict) -> pd.DataFrame | None:
+    """The table of these settings, if one ships or was made here; a file here that fails its checksum is not there."""
     for path in (data_path("results", f"{name}.csv"), results_path(f"{name}.csv")):
-        if meta_path(path).exists() and (meta := read_meta(path))["settings"] == identity:
+        if not meta_path(path).exists():
+            continue
+        try:
+            meta = read_meta(path)
+        except ValueError:
+            if path == data_path("results", f"{name}.csv"):
+                raise
+            continue  # cut off between the table and its sidecar, or changed by hand: made again
+        if meta.get("settings") == identity:
             print(f"{name}: read from {path.relative_to(project_root())}; {provenance_line(meta)}")
             return pd.read_csv(path)
-    start = time.perf_counter()
-    path = results_path(f"{name}.csv")
+    return None
+
+
+def _compute(name: str, function, tasks: Sequence[dict], identity: dict, command: str, kind: str) -> pd.DataFrame:
+    start, path = time.perf_counter(), results_path(f"{name}.csv")
     draft = results_path(f"{name}.parts", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
     draft.mkdir(parents=True, exist_ok=True)
-    missing = [i for i in range(len(tasks)) if not (draft / f"{i}.json").exists()]
+    found = {i: rows for i in range(len(tasks)) if (rows := _read_part(draft / f"{i}.json")) is not None}
+    missing = [i for i in range(len(tasks)) if i not in found]
+    before = len(found)
     calls = (joblib.delayed(_run_one)(function, tasks[i], i) for i in missing)
-    finished = joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls)
+    finished = cast(Iterable, joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls))
     with progress_bar(name, len(missing)) as bar:
         for index, rows in finished:
-            write_atomically(draft / f"{index}.json", json.dumps(rows).encode())
+            found[index] = _write_part(draft / f"{index}.json", rows)
             bar.update()
-    rows = [row for i in range(len(tasks)) for row in json.loads((draft / f"{i}.json").read_text())]
+    rows = [row for i in range(len(tasks)) for row in found[i]]
+    if not rows:
+        raise ValueError(f"tasks of {name} gave no rows; a table needs at least one")
     write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
     meta = write_meta(path, kind=kind, command=command, settings=identity)
-    for part in draft.iterdir():
-        part.unlink()
-    draft.rmdir()
+    shutil.rmtree(draft)
     with suppress(OSError):  # another setting of the same table may be under way
         draft.parent.rmdir()
-    resumed = f", {len(tasks) - len(missing)} parts of {len(tasks)} from before" if len(missing) < len(tasks) else ""
+    resumed = f", {before} parts of {len(tasks)} from before" if before else ""
     print(f"{name}: computed here in {time.perf_counter() - start:.1f} s{resumed}; {provenance_line(meta)}")
     return pd.read_csv(path)
 
 
 def _run_one(function, task, index):
     return index, function(**task)
+
+
+def _plain(value: object):
+    """What JSON does not know of NumPy's numbers and of ranges."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (range, np.ndarray)):
+        return list(value)
+    raise TypeError(f"settings hold {value!r}, which is not JSON serialisable")
+
+
+def _write_part(path: Path, rows: list[dict]) -> list[dict]:
+    """Keep a finished part with its checksum, and return it as it is read back."""
+    text = json.dumps(rows, default=_plain)
+    write_atomically(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+    return json.loads(text)
+
+
+def _read_part(path: Path) -> list[dict] | None:
+    """A part that was finished before; none if it is not there, or was cut or changed since."""
+    try:
+        checksum, _, text = path.read_text(encoding="utf-8").partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return json.loads(text) if hashlib.sha256(text.encode()).hexdigest() == checksum else None
 
 
 def read_table(*parts: str) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 import re
 import shutil
+from itertools import pairwise
 
 import nbformat
 import pytest
@@ -104,9 +105,7 @@ def test_conventions(name):
         assert not cell.get("outputs")
         if cell.cell_type == "code":
             kinds.append("try" if "nbgrader" not in cell.metadata else "task" if utils.is_solution(cell) else "other")
-    assert all(after == "try" for kind, after in zip(kinds, kinds[1:]) if kind == "task"), (
-        "a try-it cell after every task"
-    )
+    assert all(after == "try" for kind, after in pairwise(kinds) if kind == "task"), "a try-it cell after every task"
     graded = [cell for cell in cells_by_id(notebook).values() if utils.is_grade(cell)]
     assert sum(cell.metadata.nbgrader.points for cell in graded) == 20
     questions = [cell for cell in graded if cell.cell_type == "markdown"]

@@ -251,7 +251,7 @@ def test_the_sidecar_says_what_was_typed(tiny, tmp_path, monkeypatch):
     profile.main()
     assert [asked.limit_s for asked in seen] == [90.0]
     command = read_meta(tmp_path / "m.csv")["command"]
-    assert command == "python -m splitpoint.diffusion.profile --out m.csv --device cpu --curve-seconds 90"
+    assert command == "splitpoint profile --out m.csv --device cpu --curve-seconds 90"
 
 
 def test_a_file_of_another_machine_is_not_continued(tiny, tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from splitpoint.learning import (
     stack_windows,
     train_agent,
 )
-from splitpoint.learning.env import OffloadingVecEnv
 from splitpoint.learning.training import PrioritizedDQN, make_learner, network_weights
+from splitpoint.learning.window_env import OffloadingVecEnv
 from splitpoint.offloading import check_plan, evaluate, sample_instance, solve, solvers
 
 TINY = TrainingSettings(

@@ -75,7 +75,10 @@ def test_no_split_point_of_a_fine_grid_beats_the_closed_form(a, b, c, alpha, sav
     parameters = SystemParameters(num_steps=steps, min_split=int(share * steps), accuracy=AccuracyModel(a, b, c))
     found = float(optimal_split(alpha, saving, parameters, whole))
     grid = np.arange(parameters.min_split, steps + 1) if whole else np.linspace(parameters.min_split, steps, 2001)
-    value = lambda n: alpha * parameters.accuracy.pai(n) - n * saving  # noqa: E731
+
+    def value(n):
+        return alpha * parameters.accuracy.pai(n) - n * saving
+
     best, scale = value(grid).max(), 1e-9 * (abs(alpha) + steps * abs(saving) + 1e-6)
     assert parameters.min_split <= found <= steps
     assert value(found) >= best - scale

@@ -64,3 +64,26 @@ def test_in_place_keeps_the_mode_that_is_committed(project):
 def test_unknown_name_is_refused(project):
     with pytest.raises(ValueError, match="match no notebook"):
         run_notebooks(["99"], "fast")
+
+
+def test_a_kernel_that_dies_is_named_at_its_own_cell(project, capfd):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "x = 1", "import os; os._exit(1)", "x = 2")
+    assert not run_notebooks([], "fast")
+    assert "failed in cell 2 ('import os; os._exit(1)')" in capfd.readouterr().err
+
+
+def test_what_was_written_and_what_is_read_are_both_looked_at(project, capfd):
+    write_notebook(
+        project,
+        "00_a.ipynb",
+        'MODE = "fast"',
+        "import pathlib; pathlib.Path('../figures/a.png').write_text('a picture')",
+    )
+    (project / "figures").mkdir()
+    (project / "results").mkdir()
+    assert run_notebooks([], "fast") and run_notebooks([], "fast")
+    assert "up to date" in capfd.readouterr().out
+    for path, content in (("figures/a.png", ""), ("build/notebooks/00_a.ipynb", "{}"), ("results/my_machine.csv", "1")):
+        (project / path).write_text(content)
+        assert run_notebooks([], "fast")
+        assert "up to date" not in capfd.readouterr().out, path

@@ -1,12 +1,11 @@
-from functools import partial
-
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 
-from splitpoint.offloading import Plan, SystemParameters, evaluate, register, sample_instance, solve
+from splitpoint.offloading import Plan, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.solvers import _SOLVERS
-from splitpoint.study.sweeps import _solver_digest, optimality, reward_sweep, solve_times
+from splitpoint.study.sweeps import optimality, reward_sweep, solve_times, solver_key
 
 
 def sweep(name="sweep", **changes):
@@ -60,24 +59,52 @@ def test_early_exit_is_judged_against_its_own_optimum(scratch_project):
     assert (static[static.method == "exact"].optimality == 1).all()
 
 
-def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scratch_project, capsys):
-    def grant_none(instance):
-        return Plan(np.zeros(instance.num_users, bool), np.full(instance.num_users, 200.0))
+def grant_first(instance, size):
+    granted = np.arange(instance.num_users) < size
+    return Plan(granted, np.where(granted, 120.0, 200.0))
 
-    def grant_all(instance):
-        return Plan(np.ones(instance.num_users, bool), np.full(instance.num_users, 100.0))
 
-    register("mine", grant_none)
-    try:
-        table = sweep(methods=("exact", "mine"))
-        assert set(table.method) == {"exact", "mine"}
-        sweep(methods=("exact", "mine"))
-        register("mine", grant_all)
-        other = sweep(methods=("exact", "mine"))
-        assert other[other.method == "mine"].share_granted.min() == 1
-        assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["computed", "read", "computed"]
-    finally:
-        _SOLVERS.pop("mine")
+def with_key(size, key):
+    def solver(instance):
+        return grant_first(instance, size)
+
+    solver.key = key
+    return solver
+
+
+def test_a_solver_that_says_who_it_is_is_read_back(scratch_project, capsys, monkeypatch):
+    tables = []
+    for size, key in ((1, "first 1"), (2, "first 2"), (2, "first 2")):
+        monkeypatch.setitem(_SOLVERS, "mine", with_key(size, key))
+        tables.append(sweep(num_users=(4,), methods=("mine",)))
+    assert [table.share_granted.mean() for table in tables] == [0.25, 0.5, 0.5]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["computed", "computed", "read"]
+
+
+SIZE = 1
+
+
+def by_a_number_elsewhere(instance):
+    return grant_first(instance, SIZE)
+
+
+def test_a_solver_that_does_not_is_never_read_back(scratch_project, capsys, monkeypatch):
+    """What a function depends on (here a number of its module) cannot be seen from outside."""
+    monkeypatch.setitem(_SOLVERS, "mine", by_a_number_elsewhere)
+    with joblib.parallel_config(backend="sequential"):
+        first = sweep(num_users=(4,), methods=("mine",))
+        monkeypatch.setattr(f"{__name__}.SIZE", 3)
+        second = sweep(num_users=(4,), methods=("mine",))
+    assert (first.share_granted.mean(), second.share_granted.mean()) == (0.25, 0.75)
+    out = capsys.readouterr().out
+    assert out.count("mine: has no attribute `key`") == 2 and "read from" not in out
+
+
+def test_two_agents_under_one_name_have_two_keys():
+    from splitpoint.learning import load_agent
+
+    keys = {solver_key("mine", load_agent(name).solve) for name in ("drl_convex", "dqn", "drl_convex")}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize(
@@ -86,6 +113,9 @@ def test_a_solver_of_ones_own_appears_and_its_source_is_part_of_the_settings(scr
         (dict(num_seeds=0), r"num_seeds=0 is outside \[1, inf\)"),
         (dict(batching="late"), "static, early_exit"),
         (dict(methods=("simplex",)), "method='simplex' is unknown"),
+        (dict(methods=()), "methods is empty"),
+        (dict(name="../../evil"), "name='../../evil' is no name"),
+        (dict(num_users=(4, True)), "num_users=True is outside"),
         (dict(num_users=(4, 0)), "num_users=0"),
         (dict(num_edge_gpus=(1.5,)), "num_edge_gpus=1.5 is not a whole number"),
         (dict(num_users=()), "tasks of sweep"),
@@ -130,57 +160,5 @@ def test_a_mistyped_method_does_not_pass_for_one_that_gives_up(options, message,
 
 
 def test_a_solver_of_ones_own_is_timed_too(scratch_project, monkeypatch):
-    monkeypatch.setitem(_SOLVERS, "mine", lambda instance: Patient(2).solve(instance))
+    monkeypatch.setitem(_SOLVERS, "mine", with_key(2, "first 2"))
     assert len(solve_times("times", num_users=(4,), methods={"mine": {"method": "mine"}}, num_seeds=2)) == 2
-
-
-class Patient:
-    """A solver with a state: grants the ``size`` users who came first."""
-
-    def __init__(self, size):
-        self.size = size
-
-    def solve(self, instance):
-        granted = np.arange(instance.num_users) < self.size
-        return Plan(granted, np.where(granted, 120.0, 200.0))
-
-
-def grant_first(size):
-    return lambda instance: Patient(size).solve(instance)
-
-
-def first_come(instance, size):
-    return Patient(size).solve(instance)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [lambda size: Patient(size).solve, grant_first, lambda size: partial(first_come, size=size)],
-    ids=["bound to an object", "closure", "partial"],
-)
-def test_another_solver_under_the_same_name_is_computed_not_read(make, scratch_project, capsys, monkeypatch):
-    tables = []
-    for size in (1, 2, 2):
-        monkeypatch.setitem(_SOLVERS, "mine", make(size))
-        tables.append(sweep(num_users=(4,), methods=("mine",)))
-    assert [table.share_granted.mean() for table in tables] == [0.25, 0.5, 0.5]
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()] == ["computed", "computed", "read"]
-
-
-def test_what_cannot_be_pickled_is_never_read_back():
-    def solver():
-        held = iter(range(3)), (n for n in range(3))
-        return lambda instance: held and Patient(1).solve(instance)
-
-    assert _solver_digest(solver()) != _solver_digest(solver())
-
-
-def test_a_table_with_the_agent_depends_on_the_code_of_its_room(scratch_project, monkeypatch):
-    asked = []
-    monkeypatch.setattr("splitpoint.study.sweeps.code_digest", lambda *rooms: asked.append(rooms) or "code")
-    learning = pytest.importorskip("splitpoint.learning")
-    for methods in (("exact",), ("exact", "agent")):
-        sweep(num_users=(4,), num_seeds=2, methods=methods)
-    monkeypatch.setitem(_SOLVERS, "mine", learning.load_agent().solve)
-    sweep(num_users=(4,), num_seeds=2, methods=("mine",))
-    assert [rooms[2:] for rooms in asked] == [(), ("learning",), ("learning",)]

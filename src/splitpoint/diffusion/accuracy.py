@@ -409,7 +409,7 @@ def main() -> None:
         save_calibration(
             found,
             data_path("quality", "calibration.json"),
-            command="python -m splitpoint.diffusion.accuracy --calibrate",
+            command="splitpoint measure-pai --calibrate",
             settings={"styles": MINI_USERS, "concepts": len(concepts), "pictures": "real, none generated"},
         )
         print(found)
@@ -422,7 +422,7 @@ def main() -> None:
             (0, 1, 2),
             hybrid=hybrid,
             path=data_path("quality", "pai_mini.csv"),
-            command="python -m splitpoint.diffusion.accuracy --measure",
+            command="splitpoint measure-pai --measure",
         )
         print(summarize_pai(table).round(3).to_string(index=False))
     for name, settings in SCHEDULES.items() if given.schedules else ():
@@ -434,7 +434,7 @@ def main() -> None:
             (0,),
             hybrid=hybrid,
             path=data_path("quality", "schedules", f"{name}.csv"),
-            command="python -m splitpoint.diffusion.accuracy --schedules",
+            command="splitpoint measure-pai --schedules",
         )
         print(f"{name}\n{summarize_pai(table).round(3).to_string(index=False)}")
 

@@ -2,7 +2,7 @@
 
 A concept is what a prompt names ("birthday cake"); a style is the vendor who drew it. Each style is one
 lossless WebP mosaic of 64-pixel tiles under ``data/emoji/``, with its licence in the sidecar; ``emoji.csv`` says which
-tile shows which concept. ``python -m splitpoint.diffusion.emoji --rebuild`` makes them again from named npm packages.
+tile shows which concept. ``splitpoint draw-emoji --rebuild`` makes them again from named npm packages.
 """
 
 import argparse
@@ -242,7 +242,7 @@ def rebuild(folder: Path | None = None) -> None:
     )
 
 
-REBUILD = "python -m splitpoint.diffusion.emoji --rebuild"
+REBUILD = "splitpoint draw-emoji --rebuild"
 _SKIPPED_GROUPS = ("people-body", "component", "flags", "symbols")
 _KEPT_SYMBOLS = ("zodiac", "geometric", "warning", "transport-sign", "religion")
 
@@ -286,7 +286,7 @@ def _packed(source: tuple, member: str, scratch: str) -> str:
 
 def _render(icons: dict, slug: str) -> np.ndarray:
     try:
-        import resvg_py
+        import resvg_py  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise RuntimeError("the rebuild needs a renderer: pip install resvg_py==0.5.0") from error
     icon = icons["icons"][slug]
@@ -323,12 +323,17 @@ def _write_mosaic(path: Path, tiles: list[np.ndarray], source: tuple) -> None:
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Say what the data set holds, or make it again."""
     parser = argparse.ArgumentParser(description="The emoji data set of the miniature.")
     parser.add_argument("--rebuild", action="store_true", help="fetch, render and write data/emoji again")
     if parser.parse_args().rebuild:
         rebuild()
-    else:
-        for name in STYLES:
-            print(f"{name:10} {len(known_concepts([name]))} concepts, {SOURCES[name][3]}")
-        print(f"{len(known_concepts())} concepts in all {len(STYLES)} styles")
+        return
+    for name in STYLES:
+        print(f"{name:10} {len(known_concepts([name]))} concepts, {SOURCES[name][3]}")
+    print(f"{len(known_concepts())} concepts in all {len(STYLES)} styles")
+
+
+if __name__ == "__main__":
+    main()

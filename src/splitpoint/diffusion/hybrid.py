@@ -573,6 +573,7 @@ def _denoise(
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
     active: list[_Row] = []
+    latents = context = torch.empty(0)
     with progress_bar(title, last - first, progress, unit="step") as bar:
         for step in range(first, last):
             if cancel is not None and (cancel.is_set() if isinstance(cancel, Event) else cancel()):
@@ -687,7 +688,7 @@ def _is_many(values: object) -> bool:
 def _encode(pipeline: StableDiffusionPipeline, prompts: list[str], guidance_scale: float) -> dict[str, torch.Tensor]:
     """Each prompt's embeddings, (1 or 2, tokens, width); one by one, so that edge and device agree to the last bit."""
     here = _place(pipeline)
-    text = lambda prompt: pipeline.encode_prompt(prompt, here["device"], 1, False)[0]  # noqa: E731
+    text = lambda prompt: pipeline.encode_prompt(prompt, here["device"], 1, False)[0]
     prompts = list(dict.fromkeys(prompts))
     empty = [text("")] if guidance_scale > 1 and prompts else []
     return {prompt: torch.cat([text(prompt), *empty]).to(**here) for prompt in prompts}

@@ -96,7 +96,7 @@ class MiniProcessor:
             return dict(
                 self.tokenizer(text, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
             )
-        pixels = torch.stack([torch.as_tensor(np.asarray(image)) for image in images]).float() / 127.5 - 1
+        pixels = torch.stack([torch.as_tensor(np.asarray(image)) for image in images or ()]).float() / 127.5 - 1
         if pixels.shape[-1] != PIXELS or pixels.shape[-2] != PIXELS:
             pixels = F.interpolate(pixels, (PIXELS, PIXELS), mode="area")
         return {"pixel_values": pixels}

@@ -1,6 +1,6 @@
 """How the judges are trained: on real drawings, distorted at random, half of them through the autoencoder first.
 
-``python -m splitpoint.diffusion.judges_training`` trains all three again;
+``splitpoint train-judges`` trains all three again;
 ``--concepts``, ``--styles`` or ``--clip`` one of them.
 """
 
@@ -32,7 +32,7 @@ from splitpoint.diffusion.training import Run, fit
 from splitpoint.files import data_path, write_atomically, write_meta
 
 STEPS = {"concepts": 4_500, "styles": 3_000, "clip": 1_250}
-_COMMAND = "python -m splitpoint.diffusion.judges_training"
+_COMMAND = "splitpoint train-judges"
 
 
 def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = False) -> torch.Tensor:
@@ -78,7 +78,7 @@ def fit_judge(
     batch: int = 64,
     widths: Sequence[int] = (24, 48, 96, 160),
     vae: AutoencoderKL | None = None,
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
 ) -> EmojiJudge:
     """Train a judge of concepts or of styles on distorted real drawings.
 
@@ -126,7 +126,7 @@ def fit_clip(
     *,
     seed: int = 0,
     batch: int = 96,
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
 ) -> PooledCLIP:
     """Train the text-image encoder: the prompt of a distorted drawing must be nearer to it than the other prompts.
 

@@ -1,6 +1,6 @@
 """How the miniature is trained: first the autoencoder, then the U-Net with the text encoder.
 
-``python -m splitpoint.diffusion.mini_training --size small --out DIR --resume`` trains it again,
+``splitpoint train-mini --size small --out DIR --resume`` trains it again,
 ``--report`` draws and judges what is there.
 """
 
@@ -43,7 +43,7 @@ from splitpoint.diffusion.training import Run, bfloat16_is_fast, fit, noised, tr
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 VAE_BATCH, VAE_LEARNING_RATE = 16, 1.5e-3
-_COMMAND = "python -m splitpoint.diffusion.mini_training"
+_COMMAND = "splitpoint train-mini"
 
 Maps = Callable[[torch.Tensor], list[torch.Tensor]]
 
@@ -61,7 +61,7 @@ def fit_autoencoder(
     learning_rate: float = VAE_LEARNING_RATE,
     feature_maps: Maps | None = None,
     decoder_only: bool = False,
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
 ) -> list[float]:
     """Train an autoencoder to give back images; then turn its latents so that each channel has mean 0 and variance 1.
 
@@ -179,7 +179,7 @@ def fit_denoiser(
     seed: int = 0,
     batch: int = 64,
     learning_rate: float = 1e-3,
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
 ) -> list[float]:
     """Train U-Net and text encoder to predict the velocity of noised latents, keeping a running mean of the weights.
 

@@ -1,7 +1,7 @@
 """Personal models: one small LoRA a user, on top of the model that everyone shares.
 
 A user is a vendor whose drawings the shared model is tuned to, or a reader with pictures of their own:
-``personalize(images, prompts, out="my_style")``. ``python -m splitpoint.diffusion.personalize --style noto`` trains a
+``personalize(images, prompts, out="my_style")``. ``splitpoint personalize --style noto`` trains a
 vendor's again.
 """
 
@@ -103,7 +103,7 @@ def personalize(
     batch: int = 32,
     seed: int = 0,
     name: str = "mine",
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
     meta: Mapping[str, object] | None = None,
 ) -> StableDiffusionPipeline:
     """Tune a LoRA to someone's pictures, and leave it switched on in the pipeline.
@@ -225,7 +225,7 @@ def train_user(
     seed: int = 0,
     out: Path | None = None,
     other_share: float = OTHER_SHARE,
-    run: Run = Run(),  # noqa: B008 (frozen)
+    run: Run = Run(),
 ) -> Path:
     """Train the personal model of one vendor on most of the miniature's concepts, on a GPU if there is one; save it.
 
@@ -250,7 +250,7 @@ def train_user(
     kept, held = split_concepts(pipe.concepts)
     images, prompts = vendor_pictures(style, kept, other_share)
     out = data_path("models", "users", style) if out is None else Path(out)
-    command = f"python -m splitpoint.diffusion.personalize --style {style} --steps {steps} --seed {seed}"
+    command = f"splitpoint personalize --style {style} --steps {steps} --seed {seed}"
     meta = {
         "command": command,
         "held_out_concepts": held,
@@ -339,7 +339,7 @@ def main() -> None:
     write_meta(
         path,
         kind="measured",
-        command="python -m splitpoint.diffusion.personalize --only-report",
+        command="splitpoint personalize --only-report",
         seed=0,
         licence="MIT",
         settings={"steps": 50, "judge": "judges/styles.safetensors, among all six styles"},

@@ -1,4 +1,4 @@
-"""Per-step denoising latency against batch size on the machine this runs on: ``python -m splitpoint.diffusion.profile``.
+"""Per-step denoising latency against batch size on the machine this runs on: ``splitpoint profile``.
 
 Needs torch and diffusers only. A step is the model (with guidance: on a doubled batch, and the two halves combined) and
 the scheduler's update. Models are built from their published configurations with random weights: how long a step takes
@@ -651,7 +651,7 @@ def _write_sidecar(out: Path, rows: Sequence[dict], device: str, seed: int, opti
     write_meta(
         out,
         kind="measured",
-        command=f"python -m splitpoint.diffusion.profile --out {place}{options}",
+        command=f"splitpoint profile --out {place}{options}",
         seed=seed,
         licence="MIT",
         device=machine_name(device),

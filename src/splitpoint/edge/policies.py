@@ -325,7 +325,7 @@ class Fluid:
         steps, edges = (np.stack([np.asarray(getattr(v, name)) for v in votes]) for name in ("steps", "edge"))
         granted = np.mean(steps > 0, axis=0) > 0.5
         middle = np.argsort(steps, axis=0)[self.futures // 2]  # the future of the median number of steps
-        pick = lambda values: np.take_along_axis(values, middle[None], axis=0)[0]  # noqa: E731
+        pick = lambda values: np.take_along_axis(values, middle[None], axis=0)[0]
         return Decision(np.where(granted, pick(edges), HOME), np.where(granted, pick(steps), 0))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,10 @@ from torch.nn.functional import smooth_l1_loss
 
 from splitpoint.checks import whole_number
 from splitpoint.files import write_atomically
-from splitpoint.learning.agent import Agent, TrainingSettings, evaluate_agent
-from splitpoint.learning.env import OffloadingVecEnv
+from splitpoint.learning.agent import Agent, evaluate_agent
 from splitpoint.learning.replay import PrioritizedReplay
+from splitpoint.learning.settings import TrainingSettings
+from splitpoint.learning.window_env import OffloadingVecEnv
 from splitpoint.offloading.windows import Windows
 from splitpoint.progress import progress_bar
 
@@ -141,7 +143,38 @@ def network_weights(learner: BaseAlgorithm) -> dict[str, np.ndarray]:
     }
 
 
-def run_training(
+def train_agent(
+    settings: TrainingSettings = TrainingSettings(),
+    *,
+    checkpoint: str | Path | None = None,
+    held_out: Windows | None = None,
+    looks: int = 20,
+    progress: bool = True,
+    stop_after: int | None = None,
+    **changes,
+) -> Agent | None:
+    """Train an agent; the same settings give the same weights on the same machine.
+
+    Args:
+        settings: TrainingSettings.
+        checkpoint: file to keep the state of the training in, without ending; if it exists, training goes on from
+            there, and the result is that of an uninterrupted run.
+        held_out: windows for the learning curve; 200 of the scenario if left out.
+        looks: rows of the learning curve, and of checkpoints.
+        progress: whether to show a progress bar.
+        stop_after: stop at the first look after this many decisions, as an interruption would; returns None.
+        changes: settings to change, for instance ``learner="ppo", decisions=20_000``.
+
+    Returns:
+        The trained Agent.
+
+    Raises:
+        ValueError: for settings out of range, a checkpoint of other settings, or windows wider than the agent admits.
+    """
+    return _run_training(replace(settings, **changes), checkpoint, held_out, looks, progress, stop_after)
+
+
+def _run_training(
     settings: TrainingSettings, checkpoint, held_out: Windows | None, looks: int, progress: bool, stop_after: int | None
 ) -> Agent | None:
     """See ``train_agent``."""
@@ -161,7 +194,8 @@ def run_training(
         settings.users_admitted,
     )
     if held_out is None:
-        held_out = source if settings.fixed_windows else settings.scenario.sample(200, np.random.default_rng(10**6))
+        fixed = isinstance(source, Windows)
+        held_out = source if fixed else settings.scenario.sample(200, np.random.default_rng(10**6))
     learner = make_learner(settings, env)
     watch = _Watch(settings, env, held_out, looks, Path(checkpoint) if checkpoint else None, progress, stop_after)
     watch.resume(learner)

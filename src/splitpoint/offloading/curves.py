@@ -61,7 +61,7 @@ class LatencyModel:
         """Seconds of one denoising step; ``batch_size`` of any shape, in requests."""
         return self.slope_s * np.asarray(batch_size, dtype=float) + self.intercept_s
 
-    def shared_by(self, num_gpus: int) -> "LatencyModel":
+    def shared_by(self, num_gpus: float) -> "LatencyModel":
         """The same work spread evenly over several GPUs (authors' released code, PERDQN/per_DQN_main.py)."""
         finite_number("num_gpus", num_gpus, minimum=1)
         return LatencyModel(self.slope_s / num_gpus, self.intercept_s / num_gpus)
@@ -87,7 +87,7 @@ class TwoPieceLatency:
         beyond = np.asarray(batch_size, dtype=float) - self.bend
         return self.at_bend_s + np.where(beyond < 0, self.slope_below_s, self.slope_above_s) * beyond
 
-    def shared_by(self, num_gpus: int) -> "TwoPieceLatency":
+    def shared_by(self, num_gpus: float) -> "TwoPieceLatency":
         """The same work spread evenly over several GPUs."""
         finite_number("num_gpus", num_gpus, minimum=1)
         return TwoPieceLatency(
@@ -125,7 +125,7 @@ class TableLatency:
         slope = np.diff(seconds) / np.diff(batch)
         return seconds[piece] + slope[piece] * (size - batch[piece])
 
-    def shared_by(self, num_gpus: int) -> "TableLatency":
+    def shared_by(self, num_gpus: float) -> "TableLatency":
         """The same work spread evenly over several GPUs."""
         finite_number("num_gpus", num_gpus, minimum=1)
         return TableLatency(self.batch, tuple(s / num_gpus for s in self.seconds))

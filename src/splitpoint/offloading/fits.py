@@ -30,6 +30,12 @@ class Fit:
     r_squared: float
     covariance: NDArray[np.float64]
 
+    @property
+    def line(self) -> LatencyModel:
+        """The model of a latency fit."""
+        assert isinstance(self.model, LatencyModel)
+        return self.model
+
 
 def fit_latency(batch: ArrayLike, seconds: ArrayLike, nonnegative: bool = False) -> Fit:
     """Least-squares line through step latencies; one that would fall with the batch is held level.
@@ -132,7 +138,7 @@ def confidence_band(fit: Fit, batch: ArrayLike) -> tuple[NDArray[np.float64], ND
     design = np.column_stack([batch, np.ones_like(batch)])
     error = np.sqrt(np.einsum("ni,ij,nj->n", design, fit.covariance, design))
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(fit.residuals) - 2) * error
-    line = fit.model.step_latency_s(batch)
+    line = fit.line.step_latency_s(batch)
     return line - half, line + half
 
 
@@ -150,13 +156,14 @@ def fit_two_piece(batch: ArrayLike, seconds: ArrayLike) -> TwoPieceLatency:
     sizes = np.unique(batch)
     if len(sizes) < 4:
         raise ValueError(f"batch holds {len(sizes)} sizes; a line with a bend needs at least 4")
-    best = None
+    best: tuple[float, TwoPieceLatency] | None = None
     for bend in sizes[1:-1]:
         design = np.column_stack([np.ones_like(batch), np.minimum(batch - bend, 0), np.maximum(batch - bend, 0)])
         solution, *_ = np.linalg.lstsq(design, seconds, rcond=None)
         error = np.sum((design @ solution - seconds) ** 2)
         if best is None or error < best[0]:
             best = error, TwoPieceLatency(float(bend), *(float(v) for v in solution))
+    assert best is not None  # there is an inner size
     return best[1]
 
 
@@ -196,7 +203,7 @@ def fit_floor(batch: ArrayLike, seconds: ArrayLike) -> LatencyModel | TwoPieceLa
     Raises:
         ValueError: for fewer than three sizes or numbers that are not finite and positive.
     """
-    best = fit_latency(batch, seconds, nonnegative=True).model
+    best: LatencyModel | TwoPieceLatency = fit_latency(batch, seconds, nonnegative=True).line
     batch, seconds = finite_array("batch", batch), finite_array("seconds", seconds)
     for level in (1, 2):
         if len(batch) - level < 2:

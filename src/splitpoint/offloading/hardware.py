@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.files import data_path, read_meta
-from splitpoint.offloading.curves import LatencyModel, StepLatency, TableLatency, TwoPieceLatency
+from splitpoint.offloading.curves import RELEASED_ACCURACY, LatencyModel, StepLatency, TableLatency, TwoPieceLatency
 from splitpoint.offloading.fits import Fit, fit_floor, fit_latency
 from splitpoint.offloading.problem import Instance, Profiles, SystemParameters, published_profiles, sample_instance
 
@@ -61,7 +61,7 @@ class Curve:
 
 
 def read_profile(path: Path) -> dict[tuple[str, str, str, str, str], Curve]:
-    """Read and check a profile file written by ``python -m splitpoint.diffusion.profile``.
+    """Read and check a profile file written by ``splitpoint profile``.
 
     Args:
         path: CSV with one row a repeat; times in seconds in a column ``step_s``.
@@ -200,7 +200,7 @@ class Machine:
 
     def line(self) -> LatencyModel:
         """``k·b + h``."""
-        return self.fit().model
+        return self.fit().line
 
     def floor(self) -> LatencyModel | TwoPieceLatency:
         """``max(floor, k·b + h)``, see ``fit_floor``."""
@@ -317,7 +317,7 @@ POPULATIONS = {
 RELEASED_DEVICES = "the released devices"
 
 
-def population(name: str) -> tuple[tuple[LatencyModel, ...], tuple[float, ...]]:
+def population(name: str) -> tuple[tuple[StepLatency, ...], tuple[float, ...]]:
     """Devices of a population, fastest first, and how likely each is.
 
     Args:
@@ -371,7 +371,7 @@ class Scenario:
     def parameters(self) -> SystemParameters:
         """The released parameters with this scenario's steps, packet and batch limit."""
         released, share = SystemParameters(), self.num_steps / RELEASED_STEPS
-        accuracy = released.accuracy.rescaled(self.num_steps, of=RELEASED_STEPS)
+        accuracy = RELEASED_ACCURACY.rescaled(self.num_steps, of=RELEASED_STEPS)
         return SystemParameters(
             num_steps=self.num_steps,
             min_split=round(released.min_split * share),

@@ -4,6 +4,7 @@ import functools
 import math
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 
@@ -99,7 +100,7 @@ def _in_units_of_the_largest(values):
     return values / scale if scale > 0 else values
 
 
-def _tight(cp, instance: Instance, whole_steps: bool):
+def _tight(cp: Any, instance: Instance, whole_steps: bool) -> tuple[Any, Any]:
     sizes = np.arange(1, instance.largest_batch + 1)
     gains = _in_units_of_the_largest(grant_gains(instance, sizes, whole_steps)[0])
     chosen = cp.Variable((len(sizes), instance.num_users), boolean=True)
@@ -112,18 +113,19 @@ def _tight(cp, instance: Instance, whole_steps: bool):
     return cp.Problem(cp.Maximize(cp.sum(cp.multiply(gains, chosen))), constraints), cp.sum(chosen, axis=0)
 
 
-def _gqap(cp, instance: Instance, whole_steps: bool):
-    parameters, users = instance.parameters, instance.num_users
+def _gqap(cp: Any, instance: Instance, whole_steps: bool) -> tuple[Any, Any]:
+    parameters, users, edge = instance.parameters, instance.num_users, instance.edge
+    assert isinstance(edge, LatencyModel)  # refused before
     sizes = np.arange(1, instance.largest_batch + 1)
     _, splits = grant_gains(instance, sizes, whole_steps)
     candidates = [np.unique(column) for column in splits.T]  # one for every batch size, equal ones once
     splits, owner = np.concatenate(candidates), np.repeat(np.arange(users), [len(c) for c in candidates])
     edge_steps = parameters.num_steps - splits
     pai = parameters.accuracy.pai
-    alone_s = step_saving_s(instance.device_step_s[owner], instance.edge.intercept_s, parameters)
+    alone_s = step_saving_s(instance.device_step_s[owner], edge.intercept_s, parameters)
     alone = instance.alpha[owner] * (pai(splits) - pai(parameters.num_steps)) + edge_steps * alone_s
     alone -= parameters.handover_cost_s
-    pair_cost = edge_steps * instance.edge.slope_s + parameters.transfer_s_per_user
+    pair_cost = edge_steps * edge.slope_s + parameters.transfer_s_per_user
     scale = max(np.abs(alone).max(), np.abs(pair_cost).max()) or 1.0  # as in the tight program
     alone, pair_cost = alone / scale, pair_cost / scale
     at = cp.Variable(len(splits), boolean=True)

@@ -189,7 +189,7 @@ class Outcome:
 
 def reward(utility_s: ArrayLike, num_users: ArrayLike) -> NDArray[np.float64]:
     """A tenth of the utility per user (authors' released code, PERDQN/environment.py), shapes that broadcast."""
-    return 0.1 * np.asarray(utility_s) / num_users
+    return 0.1 * np.asarray(utility_s, dtype=float) / np.asarray(num_users)
 
 
 def check_plan(instance: Instance, plan: Plan) -> None:

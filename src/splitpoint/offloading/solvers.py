@@ -38,6 +38,11 @@ def keep(name: str, solver: Callable[..., Plan]) -> None:
     _KEPT.add(name)
 
 
+def is_kept(name: str) -> bool:
+    """Whether a name is one of the package's own."""
+    return name in _KEPT
+
+
 def solvers() -> tuple[str, ...]:
     """The names that ``solve`` knows."""
     return tuple(_SOLVERS)

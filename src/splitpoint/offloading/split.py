@@ -93,7 +93,7 @@ def step_saving_s(
         parameters: SystemParameters.
     """
     other = parameters.device_step_cost_s - parameters.edge_step_cost_s
-    return np.asarray(device_step_s, dtype=float) - edge_step_s + other
+    return np.asarray(device_step_s, dtype=float) - np.asarray(edge_step_s, dtype=float) + other
 
 
 def gains_at(
@@ -168,7 +168,8 @@ def grant_gain(
     """
     curve, steps = parameters.accuracy, parameters.num_steps
     handover_s = parameters.transfer_s_per_user * np.asarray(batch_size) + parameters.handover_cost_s
-    return alpha * (curve.pai(splits) - curve.pai(steps)) + (steps - splits) * saving_s - handover_s
+    lost = np.asarray(alpha) * (curve.pai(splits) - curve.pai(steps))
+    return lost + (steps - np.asarray(splits)) * np.asarray(saving_s) - handover_s
 
 
 def top_sums(gains: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -3,6 +3,8 @@
 import csv
 from pathlib import Path
 
+import numpy as np
+
 from splitpoint.offloading.curves import StepLatency
 from splitpoint.offloading.problem import Instance, Plan, SystemParameters, evaluate
 
@@ -43,7 +45,8 @@ def read_users(
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{path.name}: user={twice!r} stands in two rows")
     numbers = {column: [_number(path, line, row, column) for line, row in enumerate(rows, 2)] for column in COLUMNS[1:]}
-    return names, Instance(edge, numbers["device_step_s"], numbers["alpha_s"], numbers["arrival_s"], parameters)
+    device_step_s, alpha, arrival_s = (np.array(numbers[column]) for column in COLUMNS[1:])
+    return names, Instance(edge, device_step_s, alpha, arrival_s, parameters)
 
 
 def _number(path: Path, line: int, row: dict[str, str], column: str) -> float:

@@ -12,6 +12,7 @@ from splitpoint.offloading.problem import (
     Instance,
     SystemParameters,
     alpha_range,
+    published_latency,
     published_profiles,
     reward,
     share_of_gain,
@@ -289,10 +290,10 @@ class Scenario:
         alpha = np.zeros((n, width))
         for count in np.unique(gpus):
             rows = gpus == count
-            alpha[rows] = rng.uniform(*alpha_range(device_step_s[rows], profiles.edge_gpu.shared_by(int(count))))
+            alpha[rows] = rng.uniform(*alpha_range(device_step_s[rows], published_latency()[0].shared_by(int(count))))
         arrival = np.where(present, rng.uniform(0, self.parameters.window_s, size=(n, width)), np.inf)
         waiting = np.where(present, self.parameters.window_s - np.sort(arrival, axis=1), 0.0)
-        edge = profiles.edge_gpu
+        edge = published_latency()[0]
         return Windows(
             edge.slope_s / gpus,
             edge.intercept_s / gpus,

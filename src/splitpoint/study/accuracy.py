@@ -35,7 +35,7 @@ def accuracy_fit(
 
     Returns:
         The fit, and a table with rows ``steepness`` (per step), ``midpoint`` (steps) and with a free one ``ceiling``,
-        columns ``fitted, low, high`` (95 %). Samples of one prompt share its difficulty, so prompts are what is drawn anew.
+        columns ``fitted, low, high`` (95 %). Samples of one prompt share its difficulty, so whole prompts are drawn.
 
     Raises:
         ValueError: if ``resamples`` is below 1, or the index does not follow a logistic curve.

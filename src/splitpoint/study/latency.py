@@ -26,7 +26,15 @@ def profile_files() -> list:
     """Measured profiles: those that ship, then this machine's own in ``results/`` (``make profile``)."""
     found = sorted(data_path("latency_profiles").glob("*.csv"))
     shipped = [path for path in found if path.name not in ("published.csv", "named.csv")]
-    return shipped + [p for p in (results_path("my_machine.csv"),) if p.exists()]
+    mine = results_path("my_machine.csv")
+    if not mine.exists():
+        return shipped
+    try:
+        read_meta(mine)
+    except ValueError as error:  # cut off while it was written, or changed by hand
+        print(f"results/{mine.name} is left out: {error}")
+        return shipped
+    return [*shipped, mine]
 
 
 def measured_curves() -> dict[tuple, Curve]:

@@ -1,6 +1,6 @@
 """The runs behind the tables in ``data/learning`` and the agents in ``data/agents``.
 
-``python -m splitpoint.study.learning NAME`` makes one of them: ``agents``, ``ablation``, ``curves``,
+``splitpoint train-agent NAME`` makes one of them: ``agents``, ``ablation``, ``curves``,
 ``optimality``, ``outside``, ``cost``. Each training is kept when it is done, so an interrupted command goes on where it
 stopped.
 """
@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from splitpoint.files import data_path, project_root, results_path, write_meta, write_rows
-from splitpoint.learning.agent import COMMITTED, Agent, TrainingSettings, evaluate_agent, load_agent, train_agent
-from splitpoint.learning.env import OffloadingVecEnv
+from splitpoint.learning.agent import COMMITTED, Agent, evaluate_agent, load_agent
+from splitpoint.learning.settings import TrainingSettings
+from splitpoint.learning.training import train_agent
+from splitpoint.learning.window_env import OffloadingVecEnv
 from splitpoint.offloading import SystemParameters, solve
 from splitpoint.offloading.windows import Scenario, Windows
 
@@ -256,7 +258,7 @@ def agents() -> None:
             write_meta(
                 file,
                 kind="trained",
-                command="python -m splitpoint.study.learning agents",
+                command="splitpoint train-agent agents",
                 seed=settings.seed,
                 settings={"train_s": agent.train_s, "optimality": share},
                 source="this project",
@@ -282,7 +284,7 @@ def write_table(name: str) -> Path:
     write_meta(
         path,
         kind=kind,
-        command=f"python -m splitpoint.study.learning {name}",
+        command=f"splitpoint train-agent {name}",
         seed=ALL_SEEDS_OF,
         settings=_settings_of(name),
         source="this project",

@@ -1,13 +1,11 @@
 """Experiments over many windows: tidy tables of every method's reward, accuracy, latency and time."""
 
-import functools
 import inspect
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-import joblib
 import numpy as np
 import pandas as pd
 
@@ -15,7 +13,7 @@ from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.files import data_path, sha256
 from splitpoint.offloading import Profiles, SystemParameters, check_plan, evaluate, sample_instance, solve
 from splitpoint.offloading.problem import BATCHINGS, share_of_gain
-from splitpoint.offloading.solvers import get_solver
+from splitpoint.offloading.solvers import get_solver, is_kept
 from splitpoint.tables import code_digest, load_or_run
 
 METHODS = ("exact", "genetic", "greedy", "all_edge", "all_local", "random")
@@ -61,6 +59,8 @@ def reward_sweep(
     for name_of, values in (("num_users", num_users), ("num_edge_gpus", num_edge_gpus)):
         for value in values:
             whole_number(name_of, value, 1)
+    if len(methods) == 0:
+        raise ValueError("methods is empty; at least one is needed")
     solver_functions = {method: get_solver(method) for method in methods}
     common = dict(solver_functions=solver_functions, parameters=parameters, batching=batching, profiles=profiles)
     blocks = [
@@ -197,10 +197,11 @@ def _time_once(instance, solver, options):
 
 
 def _digests(solver_functions: dict[str, Callable], *rooms: str) -> dict:
-    """What a table depends on beside its settings: the solvers, the package's code, and the agent where it decides."""
-    learned = any("splitpoint.learning" in str(getattr(f, "__module__", None)) for f in solver_functions.values())
+    """What a table depends on beside its settings: who the solvers are and the package's code."""
+    keys = {name: solver_key(name, function) for name, function in solver_functions.items()}
+    learned = any(name == "agent" or key.startswith("agent ") for name, key in keys.items())
     return dict(
-        methods={name: _solver_digest(function) for name, function in solver_functions.items()},
+        methods=keys,
         agent=agent_digest() if learned else None,
         code=code_digest(*rooms, *(["learning"] if learned else [])),
     )
@@ -211,22 +212,18 @@ def agent_digest() -> str:
     return sha256(data_path("agents", "drl_convex.safetensors"))
 
 
-def _solver_digest(function: Callable) -> str:
-    """Checksum of a solver: its source and what it holds on to.
+def solver_key(name: str, solver: Callable) -> str:
+    """What tells one solver from another under the same name.
 
-    Two agents under one name have the same source; the object behind a method and the variables of a closure tell
-    them apart.
+    The package's own solvers are their names, since the code is part of a table's settings. Any other says who it is
+    with an attribute ``key`` (of the function, or of the object it is bound to: an ``Agent`` has one, which changes
+    with its weights). One that does not is never read back: what a function depends on beside its own source cannot
+    be seen from outside.
     """
-    if isinstance(function, functools.partial):
-        function, held = function.func, (function.args, function.keywords)
-    else:
-        held = getattr(function, "__self__", None)
-    try:
-        try:
-            source = inspect.getsource(function)
-        except (OSError, TypeError):  # typed at a prompt, or an object that can be called
-            source = function
-        cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
-        return joblib.hash((source, held, cells))[:16]
-    except Exception:  # what cannot be pickled says so in many ways; its table is never read back
-        return uuid.uuid4().hex[:16]
+    if is_kept(name):
+        return name
+    key = getattr(solver, "key", None) or getattr(getattr(solver, "__self__", None), "key", None)
+    if isinstance(key, (str, int)):
+        return str(key)
+    print(f"{name}: has no attribute `key`, so its table is computed anew each time")
+    return uuid.uuid4().hex

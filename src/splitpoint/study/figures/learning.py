@@ -17,7 +17,7 @@ def training_curves(table: pd.DataFrame, learner: str = "dqn", quantities=CURVE_
         learner: ``dqn`` or ``ppo``.
         quantities: of ``reward, accuracy, latency_s``.
     """
-    table = table[table["learner"] == learner]
+    table = table.loc[table["learner"] == learner]
     settings = list(table["setting"].unique())
     figure, axes = plt.subplots(
         len(settings),

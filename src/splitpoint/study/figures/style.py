@@ -383,7 +383,7 @@ def idea_picture(split_points=(80, 120, 160), num_steps: int = 200) -> plt.Figur
     figure, ax = plt.subplots(figsize=(7.6, 2.9))
     users = [(f"user {i + 1}", n) for i, n in enumerate(split_points)] + [("denied user", num_steps)]
     edge, device = COLOURS[0], COLOURS[1]
-    for row, (name, split) in enumerate(users):
+    for row, (_, split) in enumerate(users):
         start = num_steps - split
         ax.barh(row, start, color=edge, edgecolor="white", height=0.62)
         ax.barh(row, split, left=start, color=device, edgecolor="white", height=0.62, hatch="//")

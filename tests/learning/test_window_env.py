@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 from splitpoint.learning import OffloadingEnv, OffloadingVecEnv, Scenario, stack_windows
-from splitpoint.learning.env import FEATURES, ORDERS, REWARDS, Decisions, feature_names, num_features
+from splitpoint.learning.decisions import FEATURES, ORDERS, REWARDS, Decisions, feature_names, num_features
 from splitpoint.offloading import SystemParameters, evaluate, grant_gains, sample_instance
 from splitpoint.offloading.solvers import plan_for
 from tests.offloading.strategies import instances

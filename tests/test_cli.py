@@ -1,0 +1,49 @@
+import subprocess
+import sys
+
+import pytest
+
+from splitpoint import cli
+from splitpoint.files import read_meta
+
+
+@pytest.fixture
+def users(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tmp_path.joinpath("users.csv").write_text("user,device_step_s,alpha_s\nann,0.3,40\nbob,0.06,20\n")
+    return tmp_path
+
+
+def test_a_plan_from_a_file(users, capsys):
+    assert cli.main(["plan", "users.csv", "--edge", "A100", "--software", "compiled", "--out", "plan.csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "user" and lines[1].split()[:2] == ["ann", "yes"]
+    assert read_meta(users / "plan.csv")["kind"] == "simulated"
+
+
+@pytest.mark.parametrize(
+    "typed, message",
+    [
+        (["plan", "none.csv"], "splitpoint plan: path='none.csv' cannot be read"),
+        (["plan", "users.csv", "--edge", "Abacus"], "Abacus"),
+        (["plan", "users.csv", "--line", "-1", "0"], "slope_s=-1.0 is outside"),
+        (["fly"], "splitpoint: 'fly' is unknown; there are: plan"),
+        (["sweep", "../evil"], "name='../evil' is no name"),
+    ],
+)
+def test_a_refusal_is_one_line_and_a_code(typed, message, users, capsys):
+    assert cli.main(typed) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and message in said[0]
+
+
+def test_every_command_has_help_and_the_list_is_quick_to_load(capsys):
+    code = "import sys, splitpoint.cli; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"numpy", "torch", "pandas"} & set(loaded)
+    assert cli.main(["--help"]) == 0
+    assert all(name in capsys.readouterr().out for name in ("plan",)) and cli.main([]) == 2
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([name, "--help"])
+        assert f"usage: splitpoint {name}" in capsys.readouterr().out

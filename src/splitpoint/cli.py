@@ -15,7 +15,10 @@ COMMANDS = {
     "train-mini": ("splitpoint.diffusion.mini_training:main", "train the miniature again"),
     "train-judges": ("splitpoint.diffusion.judges_training:main", "train the judges of its pictures"),
     "train-agent": ("splitpoint.study.learning:main", "train the agents and make their tables again"),
-    "edge-tables": ("splitpoint.study.living_edge:main", "simulate the tables of the living edge again"),
+    "edge-tables": (
+        "splitpoint.study.living_edge:main",
+        "play every policy on an edge over time: notebook 10's tables",
+    ),
     "draw-emoji": ("splitpoint.diffusion.emoji:main", "fetch and draw the emoji sets again"),
 }
 EXAMPLE = "example: splitpoint plan users.csv --edge A100 --software compiled --out plan.csv"

@@ -227,7 +227,7 @@ class Clairvoyant:
 def clairvoyant(
     worth_s: ArrayLike,
     first_tick: ArrayLike,
-    tick_cost_s: ArrayLike | Sequence[ArrayLike],
+    tick_cost_s: NDArray[np.float64] | Sequence[ArrayLike],
     steps: ArrayLike,
     whole: bool = True,
 ) -> Clairvoyant:

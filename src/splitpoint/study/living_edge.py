@@ -1,7 +1,6 @@
 """Experiments of notebook 10: requests over time, every policy against the bound; the twin's exact table.
 
-Run as a module, it writes the tables that notebook 10 reads: ``splitpoint edge-tables policies`` and
-``… twin``.
+``splitpoint edge-tables policies`` and ``… twin`` write the tables that notebook 10 reads.
 """
 
 import argparse
@@ -141,22 +140,21 @@ def twin_table(rates_hz: Sequence[float] = (0.5, 1.0, 2.0, 3.0)) -> pd.DataFrame
 
 
 def main() -> None:
-    """Write tables under ``data/edge/``."""
-    parser = argparse.ArgumentParser(description="Simulate the tables of the living edge again.")
-    parser.add_argument("names", nargs="+", choices=("policies", "twin"))
-    for name in parser.parse_args().names:
-        path = data_path("edge", f"{name}.csv")
-        path.parent.mkdir(exist_ok=True)
-        if name == "twin":
-            table, settings = twin_table(), {}
-        else:
-            settings = dict(num_paths=8, horizon_s=60.0, seed=0)
-            table = pd.concat(
-                policy_sweep(f"edge_{compute}", compute=compute, **settings) for compute in ("constant", "fluctuating")
-            )
-        write_rows(path, table.round(6).to_dict("records"))
-        command = f"splitpoint edge-tables {name}"
-        write_meta(path, kind="simulated", command=command, settings=settings)
+    """Command line: write tables under ``data/edge/``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=("policies", "twin"))
+    name = parser.parse_args().name
+    path = data_path("edge", f"{name}.csv")
+    path.parent.mkdir(exist_ok=True)
+    if name == "twin":
+        table, settings = twin_table(), {}
+    else:
+        settings = dict(num_paths=8, horizon_s=60.0, seed=0)
+        table = pd.concat(
+            policy_sweep(f"edge_{compute}", compute=compute, **settings) for compute in ("constant", "fluctuating")
+        )
+    write_rows(path, table.round(6).to_dict("records"))
+    write_meta(path, kind="simulated", command=f"splitpoint edge-tables {name}", seed=0, settings=settings)
 
 
 if __name__ == "__main__":

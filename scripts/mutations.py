@@ -26,7 +26,7 @@ DEVICES, TRAINING = "tests/diffusion/test_devices.py", "tests/diffusion/test_tra
 JUDGES = "tests/diffusion/test_judges.py"
 MINI, EMOJI = "tests/diffusion/test_mini.py", "tests/diffusion/test_emoji.py"
 RECORDS, SWEEPS = "tests/test_tables.py", "tests/study/test_sweeps.py"
-ACCURACY, ONLINE = "tests/study/test_accuracy.py", "tests/study/test_online.py"
+ACCURACY, ONLINE = "tests/study/test_accuracy.py", "tests/edge/test_window_game.py"
 NOTEBOOKS, FILES = "tests/scripts/test_run_notebooks.py", "tests/test_files.py"
 
 # File, fragment that occurs in it once, replacement, and the tests that should notice: a file, -k and a word.
@@ -368,20 +368,20 @@ MUTATIONS = [
     ("study/accuracy.py", "[2.5, 97.5]", "[5, 95]", f"{ACCURACY} -k interval"),
     ("study/accuracy.py", "lost_s=lost / num_users", "lost_s=lost", f"{ACCURACY} -k no_loss"),
     (
-        "study/online.py",
+        "edge/window_game.py",
         "granted_gains[size - 1].sum() if size",
         "granted_gains[size].sum() if size",
         f"{ONLINE} -k raises",
     ),
-    ("study/online.py", "arrival.time_s / arrival.window_s", "arrival.time_s", f"{ONLINE} -k longer"),
-    ("study/online.py", "best_sums.shape[2] - 1) + 1)", "best_sums.shape[2] - 1))", f"{ONLINE} -k going_on"),
+    ("edge/window_game.py", "arrival.time_s / arrival.window_s", "arrival.time_s", f"{ONLINE} -k longer"),
+    ("edge/window_game.py", "best_sums.shape[2] - 1) + 1)", "best_sums.shape[2] - 1))", f"{ONLINE} -k going_on"),
     (
-        "study/online.py",
+        "edge/window_game.py",
         "np.cumsum(granted, axis=2) <= limit",
         "np.cumsum(granted, axis=2) < limit",
         f"{ONLINE} -k tuned",
     ),
-    ("study/online.py", "rng.permutation(instance.arrival_s)", "instance.arrival_s", f"{ONLINE} -k longer"),
+    ("edge/window_game.py", "rng.permutation(instance.arrival_s)", "instance.arrival_s", f"{ONLINE} -k longer"),
     (
         "../../scripts/run_notebooks.py",
         "(state + mode + _source(path))",

@@ -448,7 +448,9 @@ class WindowPlan:
 class Rollout:
     """One policy improvement by playing: each answer is tried on the same imagined futures under a base policy.
 
-    Answers are home and fractions of the base policy's steps. Free compute is held where it is.
+    Answers are home and fractions of the base policy's steps. Free compute is held where it is. A few futures are a
+    noisy judge, and the best of several noisy answers is often the luckiest: the base policy's own answer stands
+    unless another beats it on the same futures by two standard errors.
 
     Args:
         base: a policy that takes many.
@@ -478,11 +480,16 @@ class Rollout:
         worth = grant_value_s(
             observation.alpha, observation.device_step_s, answers, system.transfer_s[edge], system.parameters
         )
-        best = int(np.argmax(worth + self._later_s(observation, edge, answers)))
+        values = worth[:, None] + self._later_s(observation, edge, answers)  # (answers, futures)
+        base = int(np.argmin(np.abs(answers - (int(first.steps) if int(first.edge) >= 0 else 0))))
+        better = values - values[base]  # the same futures, so most of the chance cancels
+        doubt = 2 * better.std(axis=1, ddof=1) / np.sqrt(self.futures)
+        gained = np.where(better.mean(axis=1) > doubt, better.mean(axis=1), 0.0)
+        best = int(np.argmax(gained)) if gained.any() else base
         return Decision(edge if answers[best] else HOME, int(answers[best]))
 
     def _later_s(self, observation: Observation, edge: int, answers: NDArray) -> NDArray[np.float64]:
-        """Gains of all who come minus the time of all who are inside, for each answer, mean of the futures."""
+        """Gains of all who come minus the time of all who are inside, shape (answers, futures)."""
         frozen = tuple(
             Edge(e.latency, ConstantCapacity(float(share)), e.max_batch, e.transfer_s)
             for e, share in zip(observation.system.edges, observation.free)
@@ -510,7 +517,7 @@ class Rollout:
         left = play.rows.left[first:].reshape(len(runs), -1)
         owner = np.array([e for e, _ in inside] + [edge])
         paid = np.nansum(left / observation.free[owner], axis=1)  # the clock of a constant share, in seconds
-        return (gains - paid).reshape(len(answers), self.futures).mean(axis=1)
+        return (gains - paid).reshape(len(answers), self.futures)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from splitpoint.offloading import SystemParameters, evaluate, grant_gains, solve
-from splitpoint.offloading.solvers import plan_for
-from splitpoint.study.online import (
+from splitpoint.edge.window_game import (
     _value,
-    compare_online,
     draw_windows,
     first_come,
     myopic,
@@ -17,6 +14,9 @@ from splitpoint.study.online import (
     tune_threshold,
     users_still_to_come,
 )
+from splitpoint.offloading import SystemParameters, evaluate, grant_gains, solve
+from splitpoint.offloading.solvers import plan_for
+from splitpoint.study.online import compare_online
 
 
 def policies(past):

@@ -16,9 +16,11 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion.hybrid import (
+    ADAPTER_FILE,
     GenerationCancelled,
     HybridPipeline,
     User,
+    adapter_name,
     decode,
     hybrid_generate,
     load_users,
@@ -392,7 +394,7 @@ def test_adapters_and_pipelines_of_another_model_are_refused(models, folder, tmp
     wrong = save_adapter(wide, tmp_path / "wide", 3)
     with pytest.raises(ValueError, match="not a LoRA for this model"):
         load_users(models[0], {"dan": wrong})
-    assert set(models[0].unet.peft_config) == {"ann", "bob"}
+    assert set(models[0].unet.peft_config) == {adapter_name("ann"), adapter_name("bob")}
     make_pipeline(seed=1).save_pretrained(tmp_path / "foreign")
     with pytest.raises(ValueError, match="not a fine-tune of the base"):
         load_users(models[0], [tmp_path / "foreign"])
@@ -490,3 +492,63 @@ def test_split_equals_unsplit_on_a_gpu_and_is_close_to_the_cpu(folder, models):
     whole = run.generate("cat", User("me", edge), 0, 5).latents
     assert torch.equal(whole, run.generate("cat", User("me", edge), 3, 5).latents)
     torch.testing.assert_close(whole.cpu(), hybrid(models).generate("cat", "me", 0, 5).latents, rtol=0.02, atol=0.02)
+
+
+def test_four_threads_draw_the_pictures_of_one(models):
+    from concurrent.futures import ThreadPoolExecutor
+
+    run = hybrid(models)
+    names = list(run.users)
+    asked = [(names[i % len(names)], 1 + i % 3, i) for i in range(24)]
+
+    def draw(user, split, seed):
+        return run.generate("a red apple", user, split, seed, progress=False).latents
+
+    alone = [draw(*request) for request in asked]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda request: draw(*request), asked))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together))
+
+
+@pytest.mark.parametrize("name", ["1", "2", "weight", "to_q", "ann-lee", "ann_lee", "default", "a.b", "\u00fcml"])
+def test_users_may_have_any_name(name, tmp_path):
+    edge = make_pipeline()
+    folder = save_adapter(edge, tmp_path / "lora", seed=1)
+    _, users = load_users(edge, personal={name: folder, name + "'s other": folder})
+    assert len({user.adapter for user in users.values()}) == 2
+
+
+def test_loading_again_takes_nothing_from_who_was_there(tmp_path):
+    edge = make_pipeline()
+    first, second = (save_adapter(edge, tmp_path / f"lora{seed}", seed=seed) for seed in (1, 2))
+    _, users = load_users(edge, personal={"ann": first})
+    before = HybridPipeline(edge, users, num_steps=4, guidance_scale=2.0).generate("a", "ann", 3).latents
+    _, again = load_users(edge, personal={"ann": first})
+    _, other = load_users(edge, personal={"ann": second})
+    assert again["ann"].adapter == users["ann"].adapter != other["ann"].adapter
+    after = HybridPipeline(edge, users, num_steps=4, guidance_scale=2.0).generate("a", "ann", 3).latents
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("lie", [".lora_A.default.weight", ".lora_A.weightX", ".lora_A.x.weight"])
+def test_keys_that_lie_are_refused_by_name(lie, tmp_path):
+    edge = make_pipeline()
+    file = save_adapter(edge, tmp_path / "lora", seed=1) / ADAPTER_FILE
+    save_file({key.replace(".lora_A.weight", lie): value for key, value in load_file(file).items()}, file)
+    with pytest.raises(ValueError, match=r"personal='lora'.*ends in \.lora_A"):
+        load_users(edge, personal={"ann": file.parent})
+    assert not getattr(edge.unet, "peft_config", {})
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path):
+    edge = make_pipeline()
+    file = save_adapter(edge, tmp_path / "lora", seed=1) / ADAPTER_FILE
+    state = load_file(file)
+    state[next(iter(state))][0] = float("nan")
+    save_file(state, file)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        load_users(edge, personal={"ann": file.parent})
+    assert not getattr(edge.unet, "peft_config", {})
+    save_file({}, file)
+    with pytest.raises(ValueError, match="holds no tensor"):
+        load_users(edge, personal={"ann": file.parent})

@@ -9,12 +9,11 @@ import copy
 import hashlib
 import inspect
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock, RLock
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,6 +41,9 @@ ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it, and 
 _PEFT_FILE = "adapter_model.safetensors"  # as peft names it
 _fingerprints: WeakKeyDictionary = WeakKeyDictionary()
 _adapted: WeakKeyDictionary = WeakKeyDictionary()
+_contents: WeakKeyDictionary = WeakKeyDictionary()  # of a denoiser: {adapter: checksum of its file}
+_locks: WeakKeyDictionary = WeakKeyDictionary()
+_making_locks = Lock()
 
 OnStep = Callable[[int, list[int], torch.Tensor], None]
 Cancel = Callable[[], bool] | Event
@@ -530,12 +532,23 @@ def to_images(pictures: torch.Tensor) -> list[Image.Image]:
 
 @contextmanager
 def adapter_on(pipeline: StableDiffusionPipeline, adapter: str | None) -> Iterator[StableDiffusionPipeline]:
-    """The pipeline with exactly one adapter on, or none; afterwards every adapter is off."""
-    try:
-        _switch(pipeline, adapter)
-        yield pipeline
-    finally:
-        _switch(pipeline, None)
+    """The pipeline with exactly one adapter on, or none; afterwards every adapter is off.
+
+    Users share the edge's weights and an adapter is a switch on them, so one thread at a time has the pipeline; others
+    wait for their turn. (Merged users have weights of their own, and wait for nobody.)
+    """
+    with _lock_of(pipeline):
+        try:
+            _switch(pipeline, adapter)
+            yield pipeline
+        finally:
+            _switch(pipeline, None)
+
+
+def _lock_of(pipeline: StableDiffusionPipeline) -> RLock:
+    """The lock of a pipeline's denoiser; users that share it share the lock."""
+    with _making_locks:
+        return _locks.setdefault(pipeline.unet, RLock())
 
 
 @dataclass(eq=False)
@@ -764,9 +777,12 @@ def _adapter_file(path: str | Path) -> Path:
 
 
 def adapter_name(user: str) -> str:
-    """The name under which peft keeps a user's adapter: a word that is not an attribute of torch's own containers."""
-    name = re.sub(r"\W", "_", user)
-    return name + "_" if hasattr(torch.nn.ModuleDict(), name) else name
+    """The name under which peft keeps a user's adapter: made from the user's, since peft gives words a meaning.
+
+    It files adapters as attributes and splits their names, so that a user called "1", "weight" or "to_q" would collide
+    with its own layers, and "ann-lee" with "ann_lee".
+    """
+    return "user_" + hashlib.sha256(user.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) -> str:
@@ -783,9 +799,15 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
     Raises:
         ValueError: if it is not a LoRA for this model, or if only a part of the file would be loaded.
     """
-    adapter = adapter_name(user)
     file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
     _check_adapter(pipeline, file)
+    held, content = _contents.setdefault(pipeline.unet, {}), hashlib.sha256(file.read_bytes()).hexdigest()
+    adapter, number = adapter_name(user), 1
+    while _has_adapter(pipeline, adapter) and held.get(adapter) != content:  # another one of that name stays as it is
+        number += 1
+        adapter = f"{adapter_name(user)}_{number}"
+    if _has_adapter(pipeline, adapter):
+        return adapter
     try:
         with quiet():
             if file.name == _PEFT_FILE:
@@ -795,25 +817,32 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
                 pipeline.load_lora_weights(str(file), adapter_name=adapter)
         _check_complete(pipeline, file, adapter)
     except (RuntimeError, ValueError, KeyError) as error:
-        if any(adapter in getattr(part, "peft_config", {}) for part in (pipeline.unet, pipeline.text_encoder)):
+        if _has_adapter(pipeline, adapter):
             pipeline.delete_adapters(adapter)
         raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {error}") from error
     _switch(pipeline, None)
+    held[adapter] = content
     return adapter
 
 
+def _has_adapter(pipeline: StableDiffusionPipeline, adapter: str) -> bool:
+    return any(adapter in getattr(part, "peft_config", {}) for part in (pipeline.unet, pipeline.text_encoder))
+
+
 def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str) -> None:
-    """Refuse a file of which only a part was loaded: a mixture of two namings loses layers without a word."""
-    parts = [getattr(pipeline, part) for part in ("unet", "text_encoder")]
-    loaded = sum(
-        len(get_peft_model_state_dict(part, adapter_name=adapter))
-        for part in parts
-        if adapter in getattr(part, "peft_config", {})
-    )
+    """Refuse a file of which only a part was loaded, or numbers that are none: neither would be said otherwise."""
+    loaded: list[torch.Tensor] = []
+    for part in (pipeline.unet, pipeline.text_encoder):
+        if adapter in getattr(part, "peft_config", {}):
+            loaded += get_peft_model_state_dict(part, adapter_name=adapter).values()
     with safe_open(file, "pt") as weights:
         listed = sum(".alpha" not in key for key in weights.keys())
-    if loaded != listed:
-        raise ValueError(f"it lists {listed} tensors of which {loaded} were loaded; its keys must follow one naming")
+    if len(loaded) != listed:
+        raise ValueError(
+            f"it lists {listed} tensors of which {len(loaded)} were loaded; its keys must follow one naming"
+        )
+    if any(tensor.is_meta or not torch.isfinite(tensor).all() for tensor in loaded):
+        raise ValueError("a tensor was not loaded, or holds NaN or infinity")
 
 
 def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> StableDiffusionPipeline:
@@ -834,9 +863,16 @@ def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
         for name, module in getattr(pipeline, part).named_modules()
     }
     with safe_open(file, "pt") as weights:
+        if not list(weights.keys()):
+            raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: it holds no tensor")
         for key in weights.keys():
-            target, marker, _ = key.replace("base_model.model.", "unet.").partition(".lora_A")
-            if not marker:
+            target, marker, rest = key.replace("base_model.model.", "unet.").partition(".lora_")
+            if marker and rest not in ("A.weight", "B.weight", "A.bias", "B.bias"):
+                raise ValueError(
+                    f"personal={file.parent.name!r} is not a LoRA for this model: {key} ends in {marker}{rest}; "
+                    "valid are .lora_A.weight and .lora_B.weight"
+                )
+            if not marker or not rest.startswith("A"):
                 continue
             module = layers.get(f"{target}.base_layer", layers.get(target))
             inputs = weights.get_slice(key).get_shape()[1]

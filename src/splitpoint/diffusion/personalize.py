@@ -83,9 +83,7 @@ def attach_user(pipe: StableDiffusionPipeline, user: str | Path) -> str:
     """
     folder = Path(user) if Path(user).is_dir() else user_path(str(user))
     read_meta(folder / ADAPTER_FILE)
-    name = adapter_name(folder.name)
-    if name not in getattr(pipe.unet, "peft_config", {}):
-        add_adapter(pipe, folder, folder.name)
+    name = add_adapter(pipe, folder, folder.name)
     pipe.enable_lora()
     pipe.set_adapters(name)
     return name
@@ -136,7 +134,8 @@ def personalize(
         writable_folder("out", Path(out))
     pipe = load_mini(device=training_device()) if pipe is None else pipe
     warn_unknown(prompts, getattr(pipe, "concepts", ()))
-    name = adapter_name(Path(out).name if out is not None else name)
+    user = Path(out).name if out is not None else name
+    name = adapter_name(user)
     torch.manual_seed(seed)
     weights = _new_adapter(pipe, name, rank)
     unet, device = pipe.unet, pipe.unet.device
@@ -156,7 +155,7 @@ def personalize(
             guess = unet(noisy, t.to(device), contexts[which]).sample
         return (guess.float() - target.to(device)).square().mean()
 
-    title = f"personal model {name}"
+    title = f"personal model {user}"
     losses = fit(loss, weights, steps, learning_rate=learning_rate, weight_decay=1e-2, seed=seed, title=title, run=run)
     unet.eval().requires_grad_(False)
     if out is not None:

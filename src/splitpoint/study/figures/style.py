@@ -119,6 +119,13 @@ def method_style(method: str) -> tuple[str, object, str, str]:
     return method, COLOURS[sum(map(ord, method)) % len(COLOURS)], "d", "-."
 
 
+def _bars(method: str, more: str = "") -> dict:
+    """How ``errorbar`` draws a method, its name in the legend followed by ``more``."""
+    label, colour, marker, line = method_style(method)
+    edge = {"markeredgecolor": "black", "markeredgewidth": 0.4}
+    return dict(label=label + more, color=colour, marker=marker, ls=line, lw=1.4, capsize=2, **edge)
+
+
 def numbered_style(i: int) -> dict:
     """Colour, marker and line of the i-th line, where lines are no methods."""
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "ls": LINES[i % len(LINES)]}
@@ -142,21 +149,8 @@ def method_lines(
     """
     ax = ax or plt.subplots()[1]
     for method in table["method"].unique():
-        label, colour, marker, line = method_style(method)
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
-        ax.errorbar(
-            stats.index,
-            stats["mean"],
-            stats["half"],
-            label=label,
-            color=colour,
-            marker=marker,
-            ls=line,
-            lw=1.4,
-            capsize=2,
-            markeredgecolor="black",
-            markeredgewidth=0.4,
-        )
+        ax.errorbar(stats.index, stats["mean"], stats["half"], **_bars(method))
     ax.set(xlabel=AXES.get(x, x), ylabel=QUANTITIES.get(y, y), xticks=sorted(table[x].unique()))
     if legend:
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -181,22 +175,10 @@ def reward_and_loss(table: pd.DataFrame, x: str) -> plt.Figure:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.4, 3.8))
     method_lines(table[~table["method"].map(close).fillna(False).astype(bool)], x, ax=left, legend=False)
     for method in [method for method in table["method"].unique() if method != "exact"]:
-        label, colour, marker, line = method_style(method)
         stats = loss[method].groupby(level=x).apply(mean_interval).unstack()
         lost = stats["mean"].clip(lower=0).where(stats["mean"] > 1e-9)
-        right.errorbar(
-            stats.index,
-            lost,
-            [np.minimum(stats["half"], 0.9 * lost), stats["half"]],
-            label=label if lost.notna().any() else f"{label}: loses nothing",
-            color=colour,
-            marker=marker,
-            ls=line,
-            lw=1.4,
-            capsize=2,
-            markeredgecolor="black",
-            markeredgewidth=0.4,
-        )
+        ends = [np.minimum(stats["half"], 0.9 * lost), stats["half"]]  # a logarithmic axis has no room below zero
+        right.errorbar(stats.index, lost, ends, **_bars(method, "" if lost.notna().any() else ": loses nothing"))
     right.set(
         yscale="log",
         xlabel=AXES.get(x, x),

@@ -170,7 +170,7 @@ def batch_over_steps(edge_steps: Sequence[float], ax: plt.Axes | None = None) ->
     )
     ax.set(
         xlabel="edge step",
-        ylabel="requests present × requests charged for",
+        ylabel="present × charged for (requests²)",
         ylim=(0, size**2 * 1.12),
         xlim=(0, ends[-1] * 1.03),
     )

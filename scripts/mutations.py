@@ -253,8 +253,8 @@ MUTATIONS = [
     ("diffusion/hybrid.py", "served > self.max_batch", "served >= self.max_batch", f"{HYBRID} -k full_edge"),
     (
         "diffusion/hybrid.py",
-        "finally:\n        _switch(pipeline, None)",
-        "finally:\n        pass",
+        "finally:\n            _switch(pipeline, None)",
+        "finally:\n            pass",
         f"{HYBRID} -k untouched",
     ),
     ("diffusion/hybrid.py", "tuple(tensor.shape) != shape", "tensor.ndim != 3", f"{HYBRID} -k do_not_fit"),

@@ -142,6 +142,15 @@ def test_notebook_is_committed_as_a_clean_run_gives_it(path):
     assert not re.search(r"(?<![\w.])/(home|root|tmp|work|opt|usr|Users)/", text), "an absolute path in an output"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_solutions_ran_to_their_end(path):
+    code = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    outputs = [o for cell in code for o in cell["outputs"]]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert not [o for o in outputs if o["output_type"] == "error" or o.get("name") == "stderr"]
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|opt|usr|Users)/", json.dumps(outputs))
+
+
 def test_notebooks_are_linked_in_order():
     for path, following in pairwise(NOTEBOOKS):
         last = json.loads(path.read_text())["cells"][-1]

@@ -3,7 +3,7 @@
 Four verbs. ``prepare`` makes a row of a request or of a packet (text, noise, table) and may run in another thread.
 ``admit`` lets prepared rows into the batch, and ``step`` takes every row one step on in one forward pass; rows may
 differ in step, number of steps, guidance, sampler and prompt. ``finish`` makes a ``Packet`` of a row, and ``release``
-forgets one. Edge phase, device phase, profiling and the running edge all use this loop.
+forgets one. It serves an edge phase and, from a packet, a device phase; ``hybrid`` still has a loop of its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """The edge's rules and nothing else: who is in, who may join, who leaves. No clock, no input or output.
 
-The simulator's test drives it with a latency curve, the running edge with a network and the wall clock.
+A test drives it with a latency curve, and it is the simulator event by event; a server could drive it with a network
+and the wall clock.
 """
 
 from collections import OrderedDict

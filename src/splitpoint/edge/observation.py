@@ -72,7 +72,7 @@ class Observation:
         work_left: steps still to do of all of them, shape (E,).
         remaining: the same one by one, members first, 0 where nobody is, shape (E, W).
         rates_hz: arrivals a second over 1, 10 and 100 s, shape (3,).
-        run: number of the replication, shape (); 0 in a running edge.
+        run: number of the replication, shape (); 0 where there is but one.
         system: the edges.
     """
 
@@ -103,8 +103,9 @@ class Observation:
         """Numbers for a learned curve, one row an edge, shape (E, len(names)).
 
         Args:
-            names: of ``free, batch, waiting, work_left, time_left_s, rate_1, rate_10, rate_100``; compute as a share,
-                work in hundreds of steps, rates in tens a second.
+            names: of ``free, batch, waiting, work_left, next_step_s, rate_1, rate_10, rate_100``; compute, batch and
+                waiting as shares, work in hundreds of steps, the next step in hundredths of a second, rates in tens a
+                second.
 
         Raises:
             ValueError: for an unknown name.

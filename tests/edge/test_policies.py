@@ -31,7 +31,7 @@ from splitpoint.edge.policies import (
     own_and_others_s,
     tune_state_price,
 )
-from splitpoint.offloading import published_latency
+from splitpoint.offloading import LatencyModel, published_latency
 
 EDGE = Edge(published_latency()[0].shared_by(16))
 
@@ -97,6 +97,17 @@ def test_nobody_enters_a_full_edge_but_at_a_posted_price():
     for name in ("first_come", "selfish", "myopic", "replanning"):
         assert make_policy(name, [EDGE])(full).edge == -1
     assert make_policy("posted_price", [EDGE])(full).edge == 0
+
+
+def test_fluid_prices_an_edge_whose_larger_batches_do_no_more_work():
+    """On a line through the origin a step more costs the same in any batch, up to all that the edge does."""
+    level = Edge(LatencyModel(0.1, 0.0))
+    policy = make_policy("fluid_resolving", [level])
+    with np.errstate(all="raise"):
+        for inside in ((), (50,), (40, 50)):  # of the hundred that it does in the next ten seconds
+            price = policy.prices(seen(inside, rate=0.0, edges=(level,)))
+            assert price == pytest.approx(0.1, rel=0.01)
+        assert policy.prices(seen((60, 60), rate=0.0, edges=(level,))) > 0.1, "more than it does"
 
 
 def test_fluid_charges_more_for_more_work_and_more_arrivals():

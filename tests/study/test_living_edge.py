@@ -1,11 +1,13 @@
 """Notebook 10's experiments on short paths, its figures, and the tables that it reads."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
 from splitpoint.edge import Poisson, draw_paths, make_policy, simulate
 from splitpoint.files import data_path
+from splitpoint.offloading import Instance, evaluate, hardware, solve
 from splitpoint.study import living_edge
 from splitpoint.study.figures import edge as edge_figures
 
@@ -52,3 +54,31 @@ def test_figures_draw_what_they_are_given(edge):
     assert len(edge_figures.split_of_regret(split).patches) == 3
     _, shares = edge_figures.price_panels(4.0, 16, 0.05, horizon_s=10.0)
     assert shares["price"] <= 1 and len(edge_figures.price_slider().children) == 4
+
+
+def test_a_named_edge_serves_named_users():
+    """One that is alone on it gains what the window of one user says, up to what whole steps round away."""
+    scenario = hardware.scenario("A100", "compiled")
+    named, users = living_edge.named_edge(scenario)
+    assert named.max_batch == 16 and named.step_table_s()[[1, 4, 16]] == pytest.approx(scenario.edge.seconds)
+    devices, _ = hardware.population(scenario.population)
+    path = draw_paths([named], Poisson(0.002, 2000.0, users), seed=3)[0]
+    steps = {round(float(each.step_latency_s(1)), 9) for each in devices}
+    assert len(path) >= 2 and {round(d, 9) for d in path.device_step_s} <= steps
+    table = simulate([named], [path], make_policy("myopic", [named]))
+    for row in table.itertuples():
+        window = Instance(scenario.edge, [row.device_step_s], [row.alpha], [0.0], scenario.parameters)
+        best = evaluate(window, solve(window)).utility - evaluate(window, solve(window, "all_local")).utility
+        assert row.gain_s == pytest.approx(best, rel=1e-3, abs=0.06), "a request may wait for no step but its own"
+
+
+def test_a_slow_named_edge_is_worse_than_none_under_the_window_plan_and_not_under_a_price():
+    named, users = living_edge.named_edge(hardware.scenario("T4", "eager"))
+    arrivals = Poisson(0.3, 200.0, users)
+    paths = draw_paths([named], arrivals, seed=0, replications=2)
+    both = {name: make_policy(name, [named], arrivals) for name in ("window_plan", "fluid_resolving")}
+    with np.errstate(all="raise"):
+        shares = living_edge.play([named], paths, both).groupby("policy").share.mean()
+    assert shares["window_plan"] < 0 < shares["fluid_resolving"] <= 1
+    with pytest.raises(ValueError, match="num_steps=50 is not 200"):
+        living_edge.named_edge(hardware.scenario(num_steps=50))

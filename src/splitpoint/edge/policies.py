@@ -302,7 +302,8 @@ class Fluid:
             step = np.interp(batch, np.arange(edge.max_batch + 1), edge.step_table_s())
             step[batch < 1] = edge.step_table_s()[1]
             work = np.maximum.accumulate(np.divide(batch, step))
-            marginal = np.maximum.accumulate(np.gradient(batch, np.maximum(work, 1e-9 * np.arange(len(work)))))
+            rising = np.append(True, np.diff(work) > 1e-9 * work[-1])  # a larger batch may do no more work
+            work, marginal = work[rising], np.maximum.accumulate(np.gradient(batch[rising], work[rising]))
             inside, free = observation.work_left[..., group] / self.horizon_s, observation.free[..., group]
             low, high = np.zeros(inside.shape), np.full(inside.shape, demand.price_s[-1])
             for _ in range(18):

@@ -16,6 +16,7 @@ from splitpoint.edge import (
     Path,
     Poisson,
     Twin,
+    Users,
     draw_paths,
     make_policy,
     policies,
@@ -24,6 +25,7 @@ from splitpoint.edge import (
 )
 from splitpoint.files import data_path, write_meta, write_rows
 from splitpoint.offloading import published_latency
+from splitpoint.offloading.hardware import RELEASED_STEPS, Scenario
 from splitpoint.tables import code_digest, load_or_run
 
 RATES_HZ = (2.0, 4.0, 8.0, 12.0, 16.0)
@@ -35,6 +37,24 @@ COMPUTE = {"constant": ConstantCapacity(), "fluctuating": MarkovCapacity((1.0, 0
 def released_edge(num_gpus: int = 16, compute: str = "constant") -> Edge:
     """The released edge: the fastest GPU's line divided by ``num_gpus``; ``compute`` is a key of ``COMPUTE``."""
     return Edge(published_latency()[0].shared_by(num_gpus), COMPUTE[compute])
+
+
+def named_edge(scenario: Scenario) -> tuple[Edge, Users]:
+    """An edge and users with names (``offloading.hardware.scenario``) for requests over time.
+
+    Preferences are drawn against the scenario's own edge, as in its windows.
+
+    Args:
+        scenario: of 200 steps, the number that this room counts in.
+
+    Raises:
+        ValueError: for another number of steps.
+    """
+    if scenario.num_steps != RELEASED_STEPS:
+        raise ValueError(f"num_steps={scenario.num_steps} is not {RELEASED_STEPS}, the steps of an edge over time")
+    handover_s = scenario.parameters.transfer_s_per_user
+    edge = Edge(scenario.edge, max_batch=scenario.max_batch, transfer_s=handover_s)
+    return edge, Users(scenario.profiles, scenario.edge)
 
 
 def play(

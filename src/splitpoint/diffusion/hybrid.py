@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 
 from splitpoint.diffusion.packet import Packet
 from splitpoint.diffusion.quiet import quiet
-from splitpoint.files import data_path, read_meta
+from splitpoint.files import data_path, read_meta, sha256
 from splitpoint.progress import progress_bar
 
 BATCHINGS = ("early_exit", "static")
@@ -801,7 +801,7 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
     """
     file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
     _check_adapter(pipeline, file)
-    held, content = _contents.setdefault(pipeline.unet, {}), hashlib.sha256(file.read_bytes()).hexdigest()
+    held, content = _contents.setdefault(pipeline.unet, {}), sha256(file)
     adapter, number = adapter_name(user), 1
     while _has_adapter(pipeline, adapter) and held.get(adapter) != content:  # another one of that name stays as it is
         number += 1

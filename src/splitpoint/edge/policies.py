@@ -7,6 +7,7 @@ A policy is anything that maps an Observation to a Decision. Those here take one
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
@@ -284,12 +285,22 @@ class Fluid:
     scale: int = 1
     many = True
 
-    def _alike(self):
-        """Edges with the same line, limit and demand are priced together."""
+    @cached_property
+    def _supply(self) -> list[tuple[NDArray, Demand, NDArray, NDArray]]:
+        """Edges of one line, limit and demand together: the work a second of each batch, and what one step more costs."""
         groups: dict = {}
         for number, (edge, demand) in enumerate(zip(self.system.edges, self.demand)):
             groups.setdefault((edge.latency, edge.max_batch, id(demand)), (edge, demand, []))[2].append(number)
-        return [((edge, demand), np.array(group)) for edge, demand, group in groups.values()]
+        found = []
+        for edge, demand, group in groups.values():
+            batch = np.arange(0.0, edge.max_batch + 0.25, 0.25)
+            step = np.interp(batch, np.arange(edge.max_batch + 1), edge.step_table_s())
+            step[batch < 1] = edge.step_table_s()[1]
+            work = np.maximum.accumulate(np.divide(batch, step))
+            rising = np.append(True, np.diff(work) > 1e-9 * work[-1])  # a larger batch may do no more work
+            work, marginal = work[rising], np.maximum.accumulate(np.gradient(batch[rising], work[rising]))
+            found.append((np.array(group), demand, work, marginal))
+        return found
 
     def prices(self, observation: Observation, scatter: float | NDArray = 0.0) -> NDArray[np.float64]:
         """Prices of a step, shape (…, E); ``scatter`` in standard deviations of the number of requests."""
@@ -297,13 +308,7 @@ class Fluid:
         rate = np.maximum(rate + scatter * np.sqrt(rate / self.horizon_s), 0.0)
         rate = rate[..., None]
         out = np.empty(observation.free.shape)
-        for (edge, demand), group in self._alike():
-            batch = np.arange(0.0, edge.max_batch + 0.25, 0.25)
-            step = np.interp(batch, np.arange(edge.max_batch + 1), edge.step_table_s())
-            step[batch < 1] = edge.step_table_s()[1]
-            work = np.maximum.accumulate(np.divide(batch, step))
-            rising = np.append(True, np.diff(work) > 1e-9 * work[-1])  # a larger batch may do no more work
-            work, marginal = work[rising], np.maximum.accumulate(np.gradient(batch[rising], work[rising]))
+        for group, demand, work, marginal in self._supply:
             inside, free = observation.work_left[..., group] / self.horizon_s, observation.free[..., group]
             low, high = np.zeros(inside.shape), np.full(inside.shape, demand.price_s[-1])
             for _ in range(18):

@@ -32,7 +32,7 @@ class Windows:
         waiting_s: from request to the end of the window, shape (n, U), seconds; 0 in the padding.
         num_users: shape (n,).
         parameters: SystemParameters, the same for all.
-
+        gains: see below; made from the rest if left out.
         edge_step_s: seconds of one edge step in a batch of 0 … U, shape (n, U + 1), where the edge is no line;
             ``slope_s`` and ``intercept_s`` are then the line through batch 1 and the largest, which an agent sees.
 
@@ -51,7 +51,9 @@ class Windows:
 
     def __post_init__(self):
         if self.edge_step_s is None:
-            object.__setattr__(self, "edge_step_s", self._lines())
+            batch = np.arange(max(self.alpha.shape[1], 2) + 1)
+            lines = self.slope_s[:, None] * batch + self.intercept_s[:, None]
+            object.__setattr__(self, "edge_step_s", lines)
         if self.gains is None:
             object.__setattr__(self, "gains", self._gains())
 
@@ -86,7 +88,7 @@ class Windows:
         users, parameters = slice(self.num_users[row]), self.parameters
         edge: StepLatency = LatencyModel(float(self.slope_s[row]), float(self.intercept_s[row]))
         table = self.edge_step_s[row]
-        if not np.array_equal(table, self._lines()[row]):
+        if not np.array_equal(table, edge.step_latency_s(np.arange(len(table)))):
             edge = TableLatency(tuple(range(1, len(table))), tuple(table[1:].tolist()))
         return Instance(
             edge,
@@ -95,10 +97,6 @@ class Windows:
             parameters.window_s - self.waiting_s[row, users],
             parameters,
         )
-
-    def _lines(self) -> NDArray[np.float64]:
-        batch = np.arange(max(self.alpha.shape[1], 2) + 1)
-        return self.slope_s[:, None] * batch + self.intercept_s[:, None]
 
     def step_s(self, batch: NDArray[np.int64]) -> NDArray[np.float64]:
         """Seconds of one edge step for given batch sizes, shape (n,) -> (n,)."""

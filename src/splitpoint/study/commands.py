@@ -60,7 +60,7 @@ def plan() -> None:
     print(f"utility {outcome.utility:.3f} s ({found.status})")
     if asked.out:
         write_rows(asked.out, rows)
-        write_meta(asked.out, kind="simulated", command=" ".join(sys.argv[:1] + [str(a) for a in sys.argv[1:]]))
+        write_meta(asked.out, kind="simulated", command=" ".join(sys.argv))
 
 
 def sweep() -> None:

@@ -287,7 +287,7 @@ class Fluid:
 
     @cached_property
     def _supply(self) -> list[tuple[NDArray, Demand, NDArray, NDArray]]:
-        """Edges of one line, limit and demand together: the work a second of each batch, and what one step more costs."""
+        """Edges of one kind together: the work a second of each batch, and what one step more costs."""
         groups: dict = {}
         for number, (edge, demand) in enumerate(zip(self.system.edges, self.demand)):
             groups.setdefault((edge.latency, edge.max_batch, id(demand)), (edge, demand, []))[2].append(number)

@@ -3,6 +3,7 @@
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from os import PathLike
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,6 +57,16 @@ def finite_array(name: str, values: ArrayLike, minimum: float = -math.inf) -> ND
     return array
 
 
+def a_row(name: str, values: ArrayLike, minimum: float = -math.inf, open_end: bool = False) -> NDArray[np.float64]:
+    """The values as floats, shape (n,); refuses what ``finite_array`` does, none, and with ``open_end`` the minimum."""
+    array = finite_array(name, values, minimum)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"{name} has shape {array.shape}; valid is (n,) with at least one number")
+    if open_end and np.any(array == minimum):
+        raise ValueError(f"{name} holds {minimum:g}; valid are finite numbers above it")
+    return array
+
+
 def one_of(name: str, value: str, choices: Iterable[str]) -> None:
     """Refuse a name that is not among the choices, and say which there are."""
     choices = list(choices)
@@ -75,10 +86,23 @@ def instance_of(name: str, value: object, kind: type) -> None:
         raise ValueError(f"{name}={_shown(value)} must be {kind.__name__}")
 
 
-def a_sequence(name: str, values: Sequence) -> Sequence:
-    """The values; refuses what is no list, tuple, range or array, and an empty one."""
-    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)):
+def a_function(name: str, value: object) -> None:
+    """Refuse what cannot be called."""
+    if not callable(value):
+        raise ValueError(f"{name}={_shown(value)} cannot be called; valid is a function")
+
+
+def a_path(name: str, value: object) -> None:
+    """Refuse what names no file: anything but text and paths, and an empty text."""
+    if not isinstance(value, (str, PathLike)) or not str(value) or "\0" in str(value):
+        raise ValueError(f"{name}={_shown(value)} names no file; valid is text or a path")
+
+
+def a_sequence(name: str, values: Sequence, empty: bool = False) -> Sequence:
+    """The values; refuses what is no list, tuple, range or array, and an empty one unless it may be ``empty``."""
+    no_rows = isinstance(values, np.ndarray) and values.ndim == 0
+    if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)) or no_rows:
         raise ValueError(f"{name}={_shown(values)} is no sequence")
-    if len(values) == 0:
+    if len(values) == 0 and not empty:
         raise ValueError(f"{name} is empty; at least one is needed")
     return values  # type: ignore[return-value]

@@ -82,7 +82,7 @@ def test_core_refuses():
         core.next_batch(0.0)
     with pytest.raises(ValueError, match="max_batch=0"):
         EdgeCore(0)
-    with pytest.raises(ValueError, match="one each is valid"):
+    with pytest.raises(ValueError, match="valid is 1 each"):
         observe(Request(0, 0.0, 0.1, 1.0), [core], [], np.zeros(3), System((EDGE,)))
 
 
@@ -196,8 +196,8 @@ def test_members_over_time_end_at_nobody():
         (lambda: Request(0, 0.0, 0.0, 1.0), "device_step_s=0"),
         (lambda: draw_paths([], Poisson(1.0)), "edges is empty"),
         (lambda: draw_paths([EDGE], Poisson(1.0), replications=0), "replications=0"),
-        (lambda: System(()), "at least one Edge"),
-        (lambda: simulate([EDGE], [], lambda o: None), "paths are 0"),
+        (lambda: System(()), "edges is empty"),
+        (lambda: simulate([EDGE], [], lambda o: None), "arrivals is empty"),
         (lambda: steady_state(EDGE, 1e9), "the queue has no end"),
         (lambda: Link(0.0), "rate_bps=0"),
     ],

@@ -193,7 +193,7 @@ def test_learned_curves_that_are_none(tmp_path):
     with pytest.raises(ValueError, match="weights have shapes"):
         LearnedCurve((np.zeros((3, 1)),), (np.zeros(3),), ("free",))
     with pytest.raises(ValueError, match="output='x'"):
-        LearnedCurve((), (), (), output="x")
+        LearnedCurve((), (), ("free",), output="x")
     with pytest.raises(ValueError, match="there are: free"):
         seen().features(["height"])
 

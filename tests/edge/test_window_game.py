@@ -135,7 +135,7 @@ def test_batch_limit_and_seeds():
         (lambda: draw_windows(1, num_users=(5, 4)), r"num_users\[1\]=4"),
         (lambda: threshold(0, 1.0), "batch_size=0"),
         (lambda: users_still_to_come([4], 1, 1.5), "elapsed=1.5"),
-        (lambda: rolling([]), "one edge"),
+        (lambda: rolling([]), "past is empty"),
         (lambda: tune_threshold([]), "past is empty"),
         (lambda: tune_threshold(draw_windows(1), num_prices=0), "num_prices=0"),
         (lambda: rolling([*draw_windows(1, 4), *draw_windows(1, 16)]), "one edge"),

@@ -2,18 +2,29 @@
 
 import csv
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path as FilePath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from splitpoint.checks import finite_array, finite_number, whole_number
+from splitpoint.checks import (
+    a_generator,
+    a_path,
+    a_row,
+    a_sequence,
+    finite_array,
+    finite_number,
+    instance_of,
+    one_of,
+    whole_number,
+)
 from splitpoint.edge.capacity import CapacityPath
-from splitpoint.edge.request import Edge
-from splitpoint.offloading import LatencyModel, Profiles, published_profiles
+from splitpoint.edge.request import Edge, some_edges
+from splitpoint.offloading import Profiles, StepLatency, published_profiles
 from splitpoint.offloading.problem import alpha_range
 
 
@@ -29,10 +40,17 @@ class Users:
     """
 
     profiles: Profiles | None = None
-    reference: LatencyModel | None = None
+    reference: StepLatency | None = None
+
+    def __post_init__(self):
+        for name, kind in (("profiles", Profiles), ("reference", StepLatency)):
+            if getattr(self, name) is not None:
+                instance_of(name, getattr(self, name), kind)
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Device steps (seconds) and preferences (seconds a unit of accuracy), shape (count,) each."""
+        a_generator("rng", rng)
+        whole_number("count", count, 0)
         profiles = self.profiles or published_profiles()
         device_step_s = profiles.device_steps_s[rng.choice(len(profiles.devices), size=count, p=profiles.weights)]
         low, high = alpha_range(device_step_s, self.reference or profiles.edge_gpu.shared_by(16))
@@ -43,6 +61,7 @@ class Users:
 RELEASED_USERS = Users()
 
 
+@runtime_checkable
 class Arrivals(Protocol):
     """Anything that draws request moments: a horizon in seconds, users, and ``times``."""
 
@@ -70,10 +89,11 @@ class Poisson:
 
     def __post_init__(self):
         finite_number("rate_hz", self.rate_hz, 0.0)
-        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+        _horizon_and_users(self)
 
     def times(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """See ``Arrivals``."""
+        a_generator("rng", rng)
         return _thinned(rng, self.horizon_s, self.rate_hz, lambda t: np.full(t.shape, self.rate_hz))
 
 
@@ -96,7 +116,9 @@ class Ramp:
     def __post_init__(self):
         finite_number("first_hz", self.first_hz, 0.0)
         finite_number("last_hz", self.last_hz, 0.0)
-        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+        _horizon_and_users(self)
+        if self.jump_s is not None:
+            finite_number("jump_s", self.jump_s)
 
     def rate(self, time_s: NDArray) -> NDArray[np.float64]:
         """Requests a second at each moment."""
@@ -106,6 +128,7 @@ class Ramp:
 
     def times(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """See ``Arrivals``."""
+        a_generator("rng", rng)
         return _thinned(rng, self.horizon_s, max(self.first_hz, self.last_hz), self.rate)
 
 
@@ -125,12 +148,13 @@ class HiddenRegimes:
     users: Users = field(default_factory=Users)
 
     def __post_init__(self):
-        finite_array("rates_hz", self.rates_hz, 0.0)
+        a_row("rates_hz", self.rates_hz, 0.0)
         finite_number("mean_stay_s", self.mean_stay_s, 0.0, open_end=True)
-        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+        _horizon_and_users(self)
 
     def times(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """See ``Arrivals``."""
+        a_generator("rng", rng)
         regime, now, start, rates = int(rng.integers(len(self.rates_hz))), 0.0, [], []
         while now < self.horizon_s:
             start.append(now)
@@ -164,10 +188,11 @@ class FittedTrace:
         finite_number("rate_hz", self.rate_hz, 0.0, open_end=True)
         finite_number("gap_cv", self.gap_cv, 0.0, open_end=True)
         finite_number("minute_cv", self.minute_cv, 0.0)
-        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+        _horizon_and_users(self)
 
     def times(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """See ``Arrivals``."""
+        a_generator("rng", rng)
         minutes = int(np.ceil(self.horizon_s / 60))
         factor = np.ones(minutes)
         if self.minute_cv:
@@ -196,8 +221,7 @@ def fitted_trace(name: str, horizon_s: float = 600.0, users: Users = RELEASED_US
     Raises:
         ValueError: for an unknown name.
     """
-    if name not in FITTED_TRACES:
-        raise ValueError(f"name={name!r} is unknown; there are: {', '.join(FITTED_TRACES)}")
+    one_of("name", name, FITTED_TRACES)
     return FittedTrace(**FITTED_TRACES[name], horizon_s=horizon_s, users=users)
 
 
@@ -214,9 +238,15 @@ class Recorded:
     horizon_s: float = 60.0
     users: Users = field(default_factory=Users)
 
+    def __post_init__(self):
+        moments = finite_array("moments_s", self.moments_s, 0.0)
+        if moments.ndim != 1:
+            raise ValueError(f"moments_s has shape {moments.shape}; valid is (n,)")
+        _horizon_and_users(self)
+
     def times(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """See ``Arrivals``; nothing is drawn."""
-        moments = np.sort(finite_array("moments_s", self.moments_s, 0.0))
+        moments = np.sort(np.asarray(self.moments_s, dtype=float))
         return moments[moments < self.horizon_s]
 
 
@@ -229,21 +259,31 @@ def read_trace(path: str | FilePath, column: str = "TIMESTAMP", horizon_s: float
         horizon_s: later requests are left out.
 
     Raises:
-        ValueError: if the column is missing or holds neither dates nor seconds.
+        ValueError: if there is no such file, the column is missing, or holds neither dates nor seconds.
     """
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    a_path("path", path)
+    finite_number("horizon_s", horizon_s, 0.0, open_end=True)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"path={FilePath(path).name!r} cannot be read: {error}") from error
     if not rows or column not in rows[0]:
         raise ValueError(f"column={column!r} is not in the file; there are: {', '.join(rows[0]) if rows else 'none'}")
-    moments = np.sort([_moment(row[column]) for row in rows])
+    moments = np.sort([_moment(column, row[column]) for row in rows])
     return Recorded(tuple(moments - moments[0]), horizon_s)
 
 
-def _moment(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return datetime.fromisoformat(text.strip()[:26]).timestamp()
+def _moment(column: str, text: str) -> float:
+    for read in (float, lambda text: datetime.fromisoformat(text.strip()[:26]).timestamp()):
+        with suppress(ValueError, TypeError):
+            moment = read(text)
+            if np.isfinite(moment):
+                return moment
+    raise ValueError(f"column={column!r} holds {text!r}; valid are date and time, or seconds")
+
+
+_COLUMNS = ("arrival_s", "device_step_s", "alpha", "draw")
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,6 +306,19 @@ class Path:
     capacity: tuple[CapacityPath, ...]
     horizon_s: float
 
+    def __post_init__(self):
+        lengths = {len(a_sequence(name, getattr(self, name), empty=True)) for name in _COLUMNS}
+        for name in _COLUMNS:
+            values = finite_array(name, getattr(self, name), 0.0)
+            if values.ndim != 1 or len(lengths) != 1:
+                raise ValueError(f"{name} has shape {values.shape}; valid is (n,), one number a request in each column")
+            object.__setattr__(self, name, values)
+        if np.any(np.diff(self.arrival_s) < 0):
+            raise ValueError("arrival_s falls; valid are moments that rise")
+        for path in a_sequence("capacity", self.capacity):
+            instance_of("capacity", path, CapacityPath)
+        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+
     def __len__(self) -> int:
         return len(self.arrival_s)
 
@@ -284,8 +337,8 @@ def draw_paths(edges: Sequence[Edge], arrivals: Arrivals, seed: int = 0, replica
     """
     whole_number("seed", seed, 0)
     whole_number("replications", replications, 1)
-    if len(edges) == 0:
-        raise ValueError("edges is empty; at least one is needed")
+    edges = some_edges(edges)
+    instance_of("arrivals", arrivals, Arrivals)
     return [_draw_path(edges, arrivals, np.random.default_rng([seed, number])) for number in range(replications)]
 
 
@@ -295,6 +348,11 @@ def _draw_path(edges, arrivals, rng) -> Path:
     draw = rng.random(len(times))
     capacity = tuple(edge.capacity.draw(rng, arrivals.horizon_s) for edge in edges)
     return Path(times, device_step_s, alpha, draw, capacity, arrivals.horizon_s)
+
+
+def _horizon_and_users(arrivals) -> None:
+    finite_number("horizon_s", arrivals.horizon_s, 0.0, open_end=True)
+    instance_of("users", arrivals.users, Users)
 
 
 def _thinned(rng, horizon_s, most_hz, rate) -> NDArray[np.float64]:

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse
 
-from splitpoint.checks import finite_array, whole_number
+from splitpoint.checks import a_row, a_sequence, finite_array, finite_number, instance_of, whole_number
 from splitpoint.edge.arrivals import Path
 from splitpoint.edge.observation import System
-from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s
-from splitpoint.edge.simulator import Simulation
+from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s, some_edges
+from splitpoint.edge.simulator import Simulation, is_a_policy
 from splitpoint.edge.steady import best_steps
 from splitpoint.offloading import SystemParameters
 
@@ -43,7 +43,10 @@ def price_bound(
     Raises:
         ValueError: if edges and path do not match.
     """
-    system, horizon = System(tuple(edges), parameters), requests.horizon_s if horizon_s is None else horizon_s
+    system = System(some_edges(edges), parameters)
+    instance_of("requests", requests, Path)
+    horizon = requests.horizon_s if horizon_s is None else horizon_s
+    finite_number("horizon_s", horizon, 0.0, open_end=True)
     if len(requests.capacity) != len(system.edges):
         raise ValueError(f"requests know {len(requests.capacity)} edges; valid is {len(system.edges)}")
     kinds: dict = {}
@@ -111,8 +114,13 @@ def slot_bound(
         Seconds.
 
     Raises:
-        ValueError: if the program is not solved.
+        ValueError: for a number outside its range, or if the program is not solved.
     """
+    instance_of("edge", edge, Edge)
+    instance_of("requests", requests, Path)
+    finite_number("slot_s", slot_s, 0.0, open_end=True)
+    whole_number("pieces", pieces, 1)
+    instance_of("parameters", parameters, SystemParameters)
     horizon, capacity = requests.horizon_s, requests.capacity[0]
     cuts = np.unique(np.concatenate([np.arange(0, horizon, slot_s), capacity.start_s, [horizon]]))
     cuts = cuts[cuts <= horizon]
@@ -253,13 +261,21 @@ def clairvoyant(
 
     Source: total unimodularity of node-arc matrices; Ahuja, Magnanti and Orlin, Network flows, 1993.
     """
-    worth = np.atleast_3d(finite_array("worth_s", worth_s))
-    worth = np.asarray(worth_s, dtype=float)[None] if np.ndim(worth_s) == 2 else worth
-    choices = finite_array("steps", steps, 1.0).astype(np.int64)
+    worth = finite_array("worth_s", worth_s)
+    if worth.ndim not in (2, 3):
+        raise ValueError(f"worth_s has shape {worth.shape}; valid is (n, m) or (edges, n, m)")
+    worth = worth[None] if worth.ndim == 2 else worth
+    choices, first = _whole("steps", steps, 1), _whole("first_tick", first_tick, 0)
     edges, users, width = worth.shape
-    first = np.broadcast_to(np.asarray(first_tick, dtype=np.int64), (edges, users))
-    each = list(tick_cost_s) if edges > 1 else [tick_cost_s]  # type: ignore[arg-type]
-    costs = [np.asarray(c, dtype=float) for c in each]
+    if choices.ndim != 1 or first.shape not in ((users,), (edges, users)):
+        raise ValueError(
+            f"first_tick and steps have shapes {first.shape} and {choices.shape}; valid is ({users},) and (m,)"
+        )
+    first = np.broadcast_to(first, (edges, users))
+    each = list(a_sequence("tick_cost_s", tick_cost_s)) if edges > 1 else [tick_cost_s]  # type: ignore[arg-type]
+    costs = [finite_array("tick_cost_s", c) for c in each]
+    if any(cost.ndim != 2 for cost in costs):
+        raise ValueError(f"tick_cost_s has shape {costs[0].shape}; valid is (ticks, b) for each edge")
     if len(costs) != edges or width != len(choices):
         raise ValueError(f"worth_s has shape {worth.shape}; valid is ({len(costs)}, n, {len(choices)})")
     if any(np.any(np.diff(c, axis=1) < -1e-12) for c in costs):
@@ -291,6 +307,14 @@ def clairvoyant(
     return Clairvoyant(edge, plan, -float(found.fun), bound)
 
 
+def _whole(name: str, values: ArrayLike, minimum: int) -> NDArray[np.int64]:
+    """The values as whole numbers; refuses fractions, and those below a minimum."""
+    array = finite_array(name, values, minimum)
+    if np.any(array != np.floor(array)):
+        raise ValueError(f"{name} holds fractions; valid are whole numbers from {minimum} up")
+    return array.astype(np.int64)
+
+
 def _circulation(worth, first, cost, choices):
     """Objective, upper bounds, flow rows, owner and steps of the grant columns of one edge."""
     ticks, widest = cost.shape
@@ -312,10 +336,16 @@ def segment_costs(edge: Edge, share: ArrayLike, steps_a_tick: int = 1) -> NDArra
     """Cost of one more member at ticks of given free compute, shape (ticks, max_batch), seconds.
 
     With k and h it is ``(k (2 b - 1) + h)/c``; running more steps in a tick costs so many times as much.
+
+    Raises:
+        ValueError: for shares that are not positive, or fewer than one step.
     """
+    instance_of("edge", edge, Edge)
+    shares = a_row("share", share, 0.0, open_end=True)
+    whole_number("steps_a_tick", steps_a_tick, 1)
     batch = np.arange(edge.max_batch + 1)
     rise = np.maximum.accumulate(np.diff(batch * edge.step_table_s()))
-    return steps_a_tick * rise / np.asarray(share, dtype=float)[:, None]
+    return steps_a_tick * rise / shares[:, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,8 +397,14 @@ def bracket(
     Raises:
         ValueError: for fewer than one round or step.
     """
+    instance_of("edge", edge, Edge)
+    instance_of("requests", requests, Path)
     whole_number("rounds", rounds, 1)
     whole_number("grid", grid, 1)
+    whole_number("tries", tries, 0)
+    whole_number("seed", seed, 0)
+    if start is not None:
+        is_a_policy("start", start)
     system = System((edge,), parameters)
     choices = np.arange(grid, system.most_steps + 1, grid)
     worth = _worth_table(requests, choices, edge.transfer_s, parameters)

@@ -6,12 +6,12 @@ integral of ``c`` has grown by that much; so a capacity path is a clock, on whic
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.checks import finite_array, finite_number
+from splitpoint.checks import a_generator, a_row, finite_array, finite_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,31 +38,48 @@ class CapacityPath:
 
     def at(self, time_s: ArrayLike) -> NDArray[np.float64]:
         """Share that is free at each moment, any shape."""
-        return self.share[np.searchsorted(self.start_s, time_s, side="right") - 1]
+        return self.share[np.searchsorted(self.start_s, finite_array("time_s", time_s, 0.0), side="right") - 1]
 
     def work(self, time_s: ArrayLike) -> NDArray[np.float64]:
         """Machine-seconds that were free up to each moment, any shape."""
+        time_s = finite_array("time_s", time_s, 0.0)
         piece = np.searchsorted(self.start_s, time_s, side="right") - 1
-        return self._work[piece] + (np.asarray(time_s) - self.start_s[piece]) * self.share[piece]
+        return self._work[piece] + (time_s - self.start_s[piece]) * self.share[piece]
 
     def seconds(self, work: ArrayLike) -> NDArray[np.float64]:
-        """Moment at which so many machine-seconds were free, any shape; the inverse of ``work``."""
-        work = np.asarray(work, dtype=float)
+        """Moment at which so many machine-seconds were free, any shape; inverse of ``work``. NaN (never) stays so."""
+        work = np.asarray(work)
+        if work.dtype.kind not in "iuf" or np.any(work < 0):
+            raise ValueError(f"work holds {work.dtype} or numbers below 0; valid are machine-seconds from 0 up")
         piece = np.clip(np.searchsorted(self._work, work, side="right") - 1, 0, None)
         return self.start_s[piece] + (work - self._work[piece]) / self.share[piece]
 
     def pieces(self, horizon_s: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Lengths in seconds and shares of the pieces before a horizon, shape (q,) each."""
+        finite_number("horizon_s", horizon_s, 0.0, open_end=True)
         inside = self.start_s < horizon_s
         return np.diff(np.append(self.start_s[inside], horizon_s)), self.share[inside]
 
 
+@runtime_checkable
 class Capacity(Protocol):
     """Anything that draws a path of free compute."""
 
     def draw(self, rng: np.random.Generator, horizon_s: float) -> CapacityPath:
         """A path up to a horizon."""
         ...
+
+
+def _may_draw(rng: np.random.Generator, horizon_s: float) -> None:
+    a_generator("rng", rng)
+    finite_number("horizon_s", horizon_s, 0.0, open_end=True)
+
+
+def _odds(name: str, odds: Sequence[Sequence[float]], states: int) -> None:
+    """Refuse what is not a row of probabilities for each state."""
+    rows = finite_array(name, odds, 0.0)
+    if rows.shape != (states, states) or not np.allclose(rows.sum(axis=1), 1):
+        raise ValueError(f"{name}={odds!r} is not one row of probabilities for each of {states} states")
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,7 @@ class ConstantCapacity:
 
     def draw(self, rng: np.random.Generator, horizon_s: float) -> CapacityPath:
         """See ``Capacity``."""
+        _may_draw(rng, horizon_s)
         return CapacityPath(np.zeros(1), np.array([self.share]))
 
 
@@ -94,14 +112,10 @@ class MarkovCapacity:
     odds: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self):
-        finite_array("shares", self.shares, 0.0)
+        a_row("shares", self.shares, 0.0, open_end=True)
         finite_number("mean_stay_s", self.mean_stay_s, 0.0, open_end=True)
-        if self.odds is not None and (
-            np.shape(self.odds) != (len(self.shares),) * 2 or not np.allclose(np.sum(self.odds, axis=1), 1)
-        ):
-            raise ValueError(
-                f"odds={self.odds!r} is not one row of probabilities for each of {len(self.shares)} states"
-            )
+        if self.odds is not None:
+            _odds("odds", self.odds, len(self.shares))
 
     def moves(self) -> NDArray[np.float64]:
         """Where the chain goes when it leaves a state, shape (states, states)."""
@@ -112,6 +126,7 @@ class MarkovCapacity:
 
     def draw(self, rng: np.random.Generator, horizon_s: float) -> CapacityPath:
         """See ``Capacity``; the chain begins in any state alike."""
+        _may_draw(rng, horizon_s)
         moves, state, now = self.moves(), int(rng.integers(len(self.shares))), 0.0
         start, visited = [], []
         while now < horizon_s:
@@ -142,8 +157,13 @@ class DutyCycleCapacity:
     shares: tuple[float, ...] = (1.0, 0.7, 0.3)
     minute_odds: tuple[tuple[float, ...], ...] = FITTED_DUTY_CYCLE
 
+    def __post_init__(self):
+        a_row("shares", self.shares, 0.0, open_end=True)
+        _odds("minute_odds", self.minute_odds, len(self.shares))
+
     def draw(self, rng: np.random.Generator, horizon_s: float) -> CapacityPath:
         """See ``Capacity``."""
+        _may_draw(rng, horizon_s)
         odds, states = np.array(self.minute_odds), [0]
         for _ in range(int(horizon_s // 60)):
             states.append(int(rng.choice(len(odds), p=odds[states[-1]] / odds[states[-1]].sum())))
@@ -156,6 +176,9 @@ class RecordedCapacity:
 
     start_s: Sequence[float]
     share: Sequence[float]
+
+    def __post_init__(self):
+        CapacityPath(self.start_s, self.share)  # says what is wrong with it
 
     def draw(self, rng: np.random.Generator, horizon_s: float) -> CapacityPath:
         """See ``Capacity``; nothing is drawn."""

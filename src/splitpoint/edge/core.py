@@ -5,6 +5,7 @@ and the wall clock.
 """
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +67,8 @@ class EdgeCore:
             ValueError: for a request that is here already, or fewer than one step.
         """
         whole_number("steps", steps, 1)
+        if not isinstance(request_id, Hashable):
+            raise ValueError(f"request_id={request_id!r} cannot be told from others; valid is a number or a name")
         if request_id in self.members or request_id in self.waiting:
             raise ValueError(f"request_id={request_id!r} is on the edge already; valid is a new one")
         self.waiting[request_id] = Member(request_id, int(steps), int(steps))
@@ -122,6 +125,7 @@ class EdgeCore:
         Returns:
             Its departure if it left at once; None if it is unknown, or in a step whose end it leaves at.
         """
+        finite_number("now_s", now_s)
         if request_id in self.waiting:
             return self._leave(self.waiting, request_id, now_s)
         if request_id in self.members:
@@ -132,6 +136,7 @@ class EdgeCore:
 
     def close(self, now_s: float) -> list[Departure]:
         """Everyone leaves with the steps that are done; a step under way is lost."""
+        finite_number("now_s", now_s)
         self._running = False
         self._cancelled.clear()
         inside = [self._leave(self.members, name, now_s) for name in list(self.members)]

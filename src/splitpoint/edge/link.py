@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from splitpoint.checks import finite_number
+from splitpoint.checks import finite_number, instance_of
 from splitpoint.edge.request import PARAMETERS
 from splitpoint.offloading import SystemParameters
 
@@ -25,4 +25,5 @@ class Link:
 
     def transfer_s(self, parameters: SystemParameters = PARAMETERS) -> float:
         """Prompt up, intermediate result down, and the way both ways, in seconds."""
+        instance_of("parameters", parameters, SystemParameters)
         return (parameters.prompt_bits + parameters.intermediate_bits) / self.rate_bps + 2 * self.delay_s

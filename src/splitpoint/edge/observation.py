@@ -7,12 +7,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from splitpoint.checks import a_sequence, finite_array, finite_number, instance_of, one_of
 from splitpoint.edge.core import EdgeCore
-from splitpoint.edge.request import PARAMETERS, Edge, Request
+from splitpoint.edge.request import PARAMETERS, Edge, Request, some_edges
 from splitpoint.offloading import SystemParameters
 
 #: seconds over which arrivals are counted
 RATE_SCALES_S = (1.0, 10.0, 100.0)
+#: numbers of an edge that a learned curve may see
+FEATURES = ("free", "batch", "waiting", "work_left", "next_step_s", "rate_1", "rate_10", "rate_100")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +31,8 @@ class System:
     parameters: SystemParameters = PARAMETERS
 
     def __post_init__(self):
-        if len(self.edges) == 0 or not all(isinstance(edge, Edge) for edge in self.edges):
-            raise ValueError(f"edges={self.edges!r}; valid is at least one Edge")
-        object.__setattr__(self, "edges", tuple(self.edges))
+        object.__setattr__(self, "edges", some_edges(self.edges))
+        instance_of("parameters", self.parameters, SystemParameters)
 
     @cached_property
     def limits(self) -> NDArray[np.int64]:
@@ -123,8 +125,8 @@ class Observation:
             "rate_10": rates[..., 1],
             "rate_100": rates[..., 2],
         }
-        if not set(names) <= set(known):
-            raise ValueError(f"names={names!r}; there are: {', '.join(known)}")
+        for name in a_sequence("names", names):
+            one_of("names", name, FEATURES)
         return np.stack([known[name] for name in names], axis=-1)
 
 
@@ -170,8 +172,16 @@ def observe(
     Raises:
         ValueError: if the numbers of cores, shares and edges differ.
     """
-    if not len(cores) == len(free) == len(system.edges):
-        raise ValueError(f"{len(cores)} cores and {len(free)} shares for {len(system.edges)} edges; one each is valid")
+    instance_of("request", request, Request)
+    instance_of("system", system, System)
+    for core in a_sequence("cores", cores):
+        instance_of("cores", core, EdgeCore)
+    shares, rates = finite_array("free", free, 0.0), finite_array("rates_hz", rates_hz, 0.0)
+    if not (len(cores),) == shares.shape == (len(system.edges),):
+        raise ValueError(f"cores are {len(cores)} and free has shape {shares.shape}; valid is {len(system.edges)} each")
+    if rates.shape != (len(RATE_SCALES_S),):
+        raise ValueError(f"rates_hz has shape {rates.shape}; valid is ({len(RATE_SCALES_S)},)")
+    finite_number("draw", draw, 0.0, 1.0)
     left = [[m.left for m in (*core.members.values(), *core.waiting.values())] for core in cores]
     remaining = np.zeros((len(cores), max(1, *map(len, left))), dtype=np.int64)
     for row, steps in zip(remaining, left):
@@ -181,12 +191,12 @@ def observe(
         device_step_s=np.float64(request.device_step_s),
         alpha=np.float64(request.alpha),
         draw=np.float64(draw),
-        free=np.array(free, dtype=float),
+        free=shares,
         batch=np.array([len(core.members) for core in cores]),
         waiting=np.array([len(core.waiting) for core in cores]),
         work_left=remaining.sum(axis=1),
         remaining=remaining,
-        rates_hz=np.asarray(rates_hz, dtype=float),
+        rates_hz=rates,
         run=np.int64(0),
         system=system,
     )

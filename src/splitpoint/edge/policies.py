@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path as FilePath
 from typing import Any, Protocol
 
@@ -15,11 +16,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from splitpoint.checks import finite_array, one_of, whole_number
+from splitpoint.checks import (
+    a_function,
+    a_path,
+    a_row,
+    a_sequence,
+    finite_array,
+    finite_number,
+    instance_of,
+    one_of,
+    whole_number,
+)
 from splitpoint.edge.arrivals import Arrivals, Poisson, Users, draw_paths
 from splitpoint.edge.capacity import ConstantCapacity
-from splitpoint.edge.observation import Observation, System
-from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s
+from splitpoint.edge.observation import FEATURES, RATE_SCALES_S, Observation, System
+from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s, some_edges
 from splitpoint.edge.simulator import Rows, Simulation, simulate
 from splitpoint.edge.steady import Demand, best_steps, demand_of, route_odds, static_prices
 from splitpoint.offloading import SystemParameters
@@ -124,7 +135,11 @@ class PostedPrice:
     many, blind = True, True
 
     def __post_init__(self):
-        price = np.broadcast_to(finite_array("price_s", self.price_s, 0.0), self.system.limits.shape)
+        instance_of("system", self.system, System)
+        price = finite_array("price_s", self.price_s, 0.0)
+        if price.shape not in ((), self.system.limits.shape):
+            raise ValueError(f"price_s has shape {price.shape}; valid is {self.system.limits.shape}, one an edge")
+        price = np.broadcast_to(price, self.system.limits.shape)
         kinds, kind = np.unique(np.column_stack([price, self.system.transfer_s]), axis=0, return_inverse=True)
         members = [np.flatnonzero(kind.ravel() == k) for k in range(len(kinds))]
         for name, value in (("price_s", price), ("_kinds", kinds), ("_members", members)):
@@ -229,6 +244,10 @@ class StatePrice:
     slope: float
     many = True
 
+    def __post_init__(self):
+        finite_number("fixed_s", self.fixed_s)
+        finite_number("slope", self.slope)
+
     def __call__(self, observation: Observation) -> Decision:
         """See ``Policy``."""
         price = self.fixed_s + self.slope * marginal_step_s(observation)
@@ -249,6 +268,14 @@ class AdaptivePrice:
     numbers: NDArray[np.float64]
     scale: int = 1
     many = True
+
+    def __post_init__(self):
+        rates, numbers = a_row("rates_hz", self.rates_hz, 0.0), finite_array("numbers", self.numbers)
+        if np.any(np.diff(rates) <= 0):
+            raise ValueError(f"rates_hz={self.rates_hz!r} must rise")
+        if numbers.shape != (len(rates), 2):
+            raise ValueError(f"numbers has shape {numbers.shape}; valid is ({len(rates)}, 2)")
+        whole_number("scale", self.scale, 0, len(RATE_SCALES_S) - 1)
 
     def __call__(self, observation: Observation) -> Decision:
         """See ``Policy``."""
@@ -285,6 +312,17 @@ class Fluid:
     scale: int = 1
     many = True
 
+    def __post_init__(self):
+        instance_of("system", self.system, System)
+        for demand in a_sequence("demand", self.demand):
+            instance_of("demand", demand, Demand)
+        if len(self.demand) != len(self.system.edges):
+            raise ValueError(f"demand is of {len(self.demand)} edges; valid is {len(self.system.edges)}")
+        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+        whole_number("futures", self.futures, 0)
+        one_of("choose", self.choose, ("mean", "vote"))
+        whole_number("scale", self.scale, 0, len(RATE_SCALES_S) - 1)
+
     @cached_property
     def _supply(self) -> list[tuple[NDArray, Demand, NDArray, NDArray]]:
         """Edges of one kind together: the work a second of each batch, and what one step more costs."""
@@ -313,7 +351,7 @@ class Fluid:
             low, high = np.zeros(inside.shape), np.full(inside.shape, demand.price_s[-1])
             for _ in range(18):
                 price = (low + high) / 2
-                asked = (inside + rate * demand.at(price)) / free
+                asked = (inside + rate * np.interp(price, demand.price_s, demand.steps)) / free
                 cost = np.where(asked > work[-1], np.inf, np.interp(asked, work, marginal) / free)
                 low, high = np.where(cost > price, price, low), np.where(cost > price, high, price)
             out[..., group] = (low + high) / 2
@@ -355,10 +393,14 @@ class MirrorDescent:
     many = True
 
     def __post_init__(self):
+        instance_of("system", self.system, System)
+        finite_number("first_price_s", self.first_price_s, 0.0, open_end=True)
+        finite_number("rate", self.rate, 0.0)
         self.reset(1)
 
     def reset(self, runs: int) -> None:
         """Begin again with so many runs side by side."""
+        whole_number("runs", runs, 1)
         self._price = np.full((runs, len(self.system.edges)), float(self.first_price_s))
         self._last_s = np.zeros(runs)
 
@@ -394,6 +436,9 @@ class DriftPlusPenalty:
     patience: float = 100.0
     many = True
 
+    def __post_init__(self):
+        finite_number("patience", self.patience, 0.0, open_end=True)
+
     def __call__(self, observation: Observation) -> Decision:
         """See ``Policy``."""
         system = observation.system
@@ -418,6 +463,11 @@ class WindowPlan:
     window_s: float = 1.0
     count_those_inside: bool = False
     charge_waiting: bool = False
+
+    def __post_init__(self):
+        finite_number("window_s", self.window_s, 0.0, open_end=True)
+        for name in ("count_those_inside", "charge_waiting"):
+            instance_of(name, getattr(self, name), bool)
 
     def __call__(self, observation: Observation) -> Decision:
         """Decisions for all requests of a window, seen at its end; the first edge serves."""
@@ -476,6 +526,14 @@ class Rollout:
     fractions: tuple[float, ...] = (0.0, 0.6, 1.0, 1.4)
     seed: int = 0
     many = False
+
+    def __post_init__(self):
+        a_function("base", self.base)
+        instance_of("users", self.users, Users)
+        whole_number("futures", self.futures, 2)
+        finite_number("horizon_s", self.horizon_s, 0.0, open_end=True)
+        a_row("fractions", self.fractions, 0.0)
+        whole_number("seed", self.seed, 0)
 
     def __call__(self, observation: Observation) -> Decision:
         """See ``Policy``; one request."""
@@ -558,10 +616,26 @@ class LearnedCurve:
         one_of("output", self.output, ("price", "curve"))
         one_of("activation", self.activation, ("tanh", "relu"))
         one_of("base", self.base, ("none", "marginal"))
-        wide = 2 if self.output == "price" else len(self.knots)
-        widths = [len(self.features), *(len(bias) for bias in self.biases)]
-        if widths[-1] != wide or any(w.shape != (o, i) for w, i, o in zip(self.weights, widths, widths[1:])):
-            raise ValueError(f"weights have shapes {[w.shape for w in self.weights]}; valid is {widths} to {wide}")
+        for feature in a_sequence("features", self.features):
+            one_of("features", feature, FEATURES)
+        shapes = {
+            name: [finite_array(name, layer).shape for layer in a_sequence(name, getattr(self, name))]
+            for name in ("weights", "biases")
+        }
+        for name in ("mean", "scale"):
+            if getattr(self, name) is not None and a_row(name, getattr(self, name)).size != len(self.features):
+                raise ValueError(f"{name} is not one number for each of the {len(self.features)} features")
+        knots = finite_array("knots", self.knots, 0.0)
+        if self.output == "curve" and (len(a_row("knots", knots, 0.0, open_end=True)) and np.any(np.diff(knots) <= 0)):
+            raise ValueError(f"knots={self.knots!r} must rise from above 0")
+        wide = 2 if self.output == "price" else len(knots)
+        if any(len(shape) != 1 for shape in shapes["biases"]):
+            raise ValueError(f"biases have shapes {shapes['biases']}; valid is (out,) each")
+        widths = [len(self.features), *(size for (size,) in shapes["biases"])]
+        if widths[-1] != wide or shapes["weights"] != [(o, i) for i, o in pairwise(widths)]:
+            raise ValueError(
+                f"weights have shapes {shapes['weights']} and biases {shapes['biases']}; valid is {widths} to {wide}"
+            )
 
     def cost(self, observation: Observation) -> NDArray[np.float64]:
         """Output of the network, shape (…, E, 2) or (…, E, knots)."""
@@ -592,6 +666,8 @@ class LearnedCurve:
 
 def save_curve(path: str | FilePath, curve: LearnedCurve) -> None:
     """Write a learned curve: safetensors, numbers as tensors and everything else as metadata."""
+    a_path("path", path)
+    instance_of("curve", curve, LearnedCurve)
     from safetensors.numpy import save_file
 
     tensors = {f"weights.{i}": np.ascontiguousarray(w) for i, w in enumerate(curve.weights)}
@@ -607,6 +683,7 @@ def load_curve(path: str | FilePath) -> LearnedCurve:
     Raises:
         ValueError: if the file is none.
     """
+    a_path("path", path)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -633,7 +710,14 @@ _MAKERS: dict[str, Maker] = {}
 
 
 def register_policy(name: str, maker: Maker) -> None:
-    """Put a policy on the list: ``maker(system, arrivals)`` makes it for edges and the arrivals expected there."""
+    """Put a policy on the list: ``maker(system, arrivals)`` makes it for edges and the arrivals expected there.
+
+    Raises:
+        ValueError: for a name that is no text or empty, or a maker that cannot be called.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name={name!r} is no name; valid is text")
+    a_function("maker", maker)
     _MAKERS[name] = maker
 
 
@@ -656,10 +740,18 @@ def make_policy(
     Raises:
         ValueError: for an unknown name.
     """
-    if name.endswith(".safetensors"):
+    system = System(some_edges(edges), parameters)
+    if arrivals is not None:
+        instance_of("arrivals", arrivals, Arrivals)
+    if isinstance(name, str) and name.endswith(".safetensors"):
         return load_curve(name)
     one_of("name", name, policies())
-    return _MAKERS[name](System(tuple(edges), parameters), arrivals or Poisson(8.0))
+    return _MAKERS[name](system, arrivals or Poisson(8.0))
+
+
+def _expected(system: System, arrivals: Arrivals) -> None:
+    instance_of("system", system, System)
+    instance_of("arrivals", arrivals, Arrivals)
 
 
 def mean_shares(system: System) -> NDArray[np.float64]:
@@ -679,6 +771,7 @@ def mean_rate_hz(arrivals: Arrivals) -> float:
 
 def posted_price(system: System, arrivals: Arrivals) -> PostedPrice:
     """The best price that does not look, by bisection."""
+    _expected(system, arrivals)
     rate = getattr(arrivals, "rate_hz", None) or mean_rate_hz(arrivals)
     return PostedPrice(static_prices(system, rate, arrivals.users, mean_shares(system)), system)
 
@@ -691,8 +784,11 @@ def tune_state_price(system: System, arrivals: Arrivals, seed: int = 1_000, repl
         arrivals: expected.
         seed: of the paths; use others to judge.
         replications: paths.
+
+    Raises:
+        ValueError: for a number outside its range.
     """
-    whole_number("replications", replications, 1)
+    _expected(system, arrivals)
     paths = draw_paths(system.edges, arrivals, seed, replications)
     anchor = float(np.mean(posted_price(system, arrivals).price_s))
 
@@ -714,6 +810,9 @@ def tune_adaptive_price(
     system: System, arrivals: Arrivals, rates_hz: Sequence[float] = (2.0, 4.0, 8.0, 12.0, 16.0), replications: int = 4
 ) -> AdaptivePrice:
     """The same two numbers for several rates, to be read at the rate that is seen."""
+    _expected(system, arrivals)
+    a_row("rates_hz", rates_hz, 0.0)
+    whole_number("replications", replications, 1)
     numbers = [
         (tuned.fixed_s, tuned.slope)
         for rate in rates_hz
@@ -724,6 +823,7 @@ def tune_adaptive_price(
 
 def tune_patience(system: System, arrivals: Arrivals, seed: int = 1_000, replications: int = 4) -> DriftPlusPenalty:
     """The one number of ``DriftPlusPenalty`` by simulation on seeds of their own."""
+    _expected(system, arrivals)
     paths = draw_paths(system.edges, arrivals, seed, replications)
     choices = [DriftPlusPenalty(float(v)) for v in np.geomspace(20, 2000, 9)]
     gains = [simulate(system.edges, paths, p, parameters=system.parameters).gain_s.sum() for p in choices]
@@ -732,6 +832,7 @@ def tune_patience(system: System, arrivals: Arrivals, seed: int = 1_000, replica
 
 def fluid(system: System, arrivals: Arrivals, **options) -> Fluid:
     """Fluid re-solving for the arrivals' crowd; ``options`` as of ``Fluid``."""
+    _expected(system, arrivals)
     demand = tuple(demand_of(arrivals.users, edge.transfer_s, system.parameters) for edge in system.edges)
     return Fluid(demand, system, **options)
 

@@ -1,14 +1,15 @@
 """What is asked of an edge, what is answered, and what leaves it again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.checks import finite_number, whole_number
+from splitpoint.checks import a_sequence, finite_array, finite_number, instance_of, whole_number
 from splitpoint.edge.capacity import Capacity, ConstantCapacity
-from splitpoint.offloading import LatencyModel, SystemParameters
+from splitpoint.offloading import StepLatency, SystemParameters
 
 #: one hand-over a request over the whole band, divided (not multiplied) by the spectral efficiency
 PARAMETERS = SystemParameters(transmission="corrected")
@@ -79,18 +80,27 @@ class Edge:
         transfer_s: hand-over of one request, ``tau``; grows with the distance.
     """
 
-    latency: LatencyModel
+    latency: StepLatency
     capacity: Capacity = field(default_factory=ConstantCapacity)
     max_batch: int = PARAMETERS.max_batch
     transfer_s: float = PARAMETERS.transfer_s_per_user
 
     def __post_init__(self):
+        instance_of("latency", self.latency, StepLatency)
+        instance_of("capacity", self.capacity, Capacity)
         whole_number("max_batch", self.max_batch, 1)
         finite_number("transfer_s", self.transfer_s, 0.0)
 
     def step_table_s(self) -> NDArray[np.float64]:
         """Seconds of a step at batch 0 … max_batch, shape (max_batch + 1,); zero for an empty one."""
         return np.append(0.0, np.asarray(self.latency.step_latency_s(np.arange(1, self.max_batch + 1)), dtype=float))
+
+
+def some_edges(edges: Sequence[Edge]) -> tuple[Edge, ...]:
+    """The edges; refuses what is no sequence of at least one Edge."""
+    for edge in a_sequence("edges", edges):
+        instance_of("edges", edge, Edge)
+    return tuple(edges)
 
 
 def grant_value_s(
@@ -113,7 +123,13 @@ def grant_value_s(
 
     Returns:
         Seconds, of the broadcast shape.
+
+    Raises:
+        ValueError: for numbers that are negative or not finite.
     """
-    steps, curve = np.asarray(steps, dtype=float), parameters.accuracy
-    lost = np.asarray(alpha) * (curve.pai(parameters.num_steps - steps) - curve.pai(parameters.num_steps))
-    return np.where(steps > 0, lost + steps * np.asarray(device_step_s) - transfer_s, 0.0)
+    instance_of("parameters", parameters, SystemParameters)
+    alpha, device = finite_array("alpha", alpha, 0.0), finite_array("device_step_s", device_step_s, 0.0)
+    steps, transfer = finite_array("steps", steps, 0.0), finite_array("transfer_s", transfer_s, 0.0)
+    curve = parameters.accuracy
+    lost = alpha * (curve.pai(parameters.num_steps - steps) - curve.pai(parameters.num_steps))
+    return np.where(steps > 0, lost + steps * device - transfer, 0.0)

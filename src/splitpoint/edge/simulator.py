@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from splitpoint.checks import a_sequence, instance_of, whole_number
 from splitpoint.edge.arrivals import Arrivals, Path, draw_paths
 from splitpoint.edge.observation import ArrivalRates, Observation, System
-from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s
+from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_value_s, some_edges
 from splitpoint.offloading import SystemParameters
 
 NEVER = np.iinfo(np.int64).max
@@ -164,8 +165,13 @@ class Simulation:
     """
 
     def __init__(self, system: System, paths: Sequence[Path]):
-        if len(paths) == 0 or any(len(path.capacity) != len(system.edges) for path in paths):
-            raise ValueError(f"paths are {len(paths)}; valid is at least one, with free compute for each edge")
+        instance_of("system", system, System)
+        for path in a_sequence("paths", paths):
+            instance_of("paths", path, Path)
+            if len(path.capacity) != len(system.edges):
+                raise ValueError(
+                    f"paths know {len(path.capacity)} edges; valid is free compute for each of {len(system.edges)}"
+                )
         self.system, self.paths = system, list(paths)
         self.counts = np.array([len(path) for path in paths])
         self.num_edges, self.longest = len(system.edges), int(self.counts.max(initial=0))
@@ -234,17 +240,21 @@ class Simulation:
 
     def grant(self, runs: NDArray, numbers: NDArray, edge: NDArray, steps: NDArray, now: NDArray) -> None:
         """Carry out decisions for requests of runs, shape (r,) each; ``now`` on all clocks, shape (r, E)."""
-        edge, steps = np.broadcast_to(edge, runs.shape), np.broadcast_to(steps, runs.shape)
+        edge, steps = _decided("edge", edge, runs.shape, HOME), _decided("steps", steps, runs.shape, 0)
         sent = (edge >= 0) & (steps > 0)
-        if np.any(edge[sent] >= self.num_edges) or np.any(steps[sent] > self.system.most_steps):
-            raise ValueError(
-                f"edge={edge.max()} or steps={steps.max()} is outside "
-                f"[0, {self.num_edges - 1}] or [0, {self.system.most_steps}]"
-            )
+        self._possible(edge[sent], steps[sent])
         runs, numbers, edge, steps, now = runs[sent], numbers[sent], edge[sent], steps[sent], now[sent]
         self.edge[runs, numbers], self.granted[runs, numbers] = edge, steps
         tickets = runs * self.longest + numbers
         self.rows.submit(runs * self.num_edges + edge, tickets, steps, now[np.arange(len(runs)), edge])
+
+    def _possible(self, edge: NDArray, steps: NDArray) -> None:
+        """Refuse a grant on an edge that is not there, or of more steps than one may have."""
+        if np.any(edge >= self.num_edges) or np.any(steps > self.system.most_steps):
+            raise ValueError(
+                f"edge={edge.max()} or steps={steps.max()} is outside "
+                f"[0, {self.num_edges - 1}] or [0, {self.system.most_steps}]"
+            )
 
     def finish(self, close: bool) -> None:
         """Play to the end: the edge closes at the horizon, or goes on until all are done."""
@@ -261,6 +271,8 @@ class Simulation:
 
     def play(self, policy: Any, close: bool = True) -> None:
         """Play all paths to the end with a policy."""
+        is_a_policy("policy", policy)
+        instance_of("close", close, bool)
         if hasattr(policy, "reset"):
             policy.reset(len(self.paths))
         if getattr(policy, "window_s", None):
@@ -271,7 +283,7 @@ class Simulation:
             many = getattr(policy, "many", False)
             for number in range(self.longest):
                 runs, observation = self.arrive(number)
-                decision = policy(observation) if many else _one_by_one(policy, observation)
+                decision = _answer(policy, observation) if many else _one_by_one(policy, observation)
                 edge, steps = np.asarray(decision.edge), np.asarray(decision.steps)
                 now = self._all_clocks()[0][number, runs]
                 self.grant(runs, np.full(len(runs), number), edge, steps, now)
@@ -290,7 +302,7 @@ class Simulation:
                 self.rows.advance(self._rows_of(runs[:1]).ravel(), clock[0])
                 free = np.array([[capacity.at(end) for capacity in path.capacity]] * len(runs))
                 observation = self.look(runs, numbers, free, np.full(len(runs), end))
-                decision = policy(observation)
+                decision = _answer(policy, observation)
                 self.decided_s[run, first:last] = end if policy.charge_waiting else path.arrival_s[first:last]
                 edge, steps = np.asarray(decision.edge), np.asarray(decision.steps)
                 for i in range(len(runs)):
@@ -301,9 +313,10 @@ class Simulation:
         real = np.isfinite(self.time_s)
         decision = policy.decide(self.time_s[real], self.device_step_s[real], self.alpha[real], self.draw[real])
         run, number = np.nonzero(real)
-        sent = (np.asarray(decision.edge) >= 0) & (np.asarray(decision.steps) > 0)
-        run, number = run[sent], number[sent]
-        edge, steps = np.asarray(decision.edge)[sent], np.asarray(decision.steps)[sent]
+        edge, steps = _decided("edge", decision.edge, run.shape, HOME), _decided("steps", decision.steps, run.shape, 0)
+        sent = (edge >= 0) & (steps > 0)
+        run, number, edge, steps = run[sent], number[sent], edge[sent], steps[sent]
+        self._possible(edge, steps)
         self.edge[run, number], self.granted[run, number] = edge, steps
         row = run * self.num_edges + edge
         order = np.argsort(row, kind="stable")
@@ -401,20 +414,58 @@ def simulate(
     Raises:
         ValueError: for no edges, a number outside its range, or a decision that is not possible.
     """
-    system = System(tuple(edges), parameters)
-    paths = arrivals if isinstance(arrivals, (list, tuple)) else draw_paths(edges, arrivals, seed, replications)
+    system = System(some_edges(edges), parameters)
+    is_a_policy("policy", policy)
+    instance_of("close", close, bool)
+    given = isinstance(arrivals, (list, tuple))
+    if not given:
+        instance_of("arrivals", arrivals, Arrivals)
+    for path in a_sequence("arrivals", arrivals) if given else ():
+        instance_of("arrivals", path, Path)
+    paths = arrivals if given else draw_paths(edges, arrivals, seed, replications)
     simulation = Simulation(system, paths)
     simulation.play(policy, close)
     return simulation.table()
 
 
 def _one_by_one(policy, observation):
-    decisions = [policy(observation[row]) for row in range(len(observation.time_s))]
-    return Decision(np.array([int(d.edge) for d in decisions]), np.array([int(d.steps) for d in decisions]))
+    decisions = [_answer(policy, observation[row]) for row in range(len(observation.time_s))]
+    return Decision(np.array([d.edge for d in decisions]), np.array([d.steps for d in decisions]))
+
+
+def is_a_policy(name: str, policy: Any) -> None:
+    """Refuse what answers nobody: it cannot be called, and does not decide without looking either."""
+    if not callable(policy) and not (getattr(policy, "blind", False) and hasattr(policy, "decide")):
+        raise ValueError(f"{name}={policy!r} answers nobody; valid is a function from Observation to Decision")
+
+
+def _answer(policy, observation) -> Decision:
+    decision = policy(observation)
+    if not hasattr(decision, "edge") or not hasattr(decision, "steps"):
+        raise ValueError(f"policy answers {decision!r}; valid is a Decision")
+    return decision
+
+
+def _decided(name: str, values: Any, shape: tuple[int, ...], minimum: int) -> NDArray[np.int64]:
+    """What a policy has decided, one number a request; refuses what is no whole number from ``minimum`` up."""
+    array = np.asarray(values)
+    whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and bool(np.all(array == np.floor(array))))
+    if not whole or array.shape not in ((), shape) or np.any(array < minimum):
+        raise ValueError(f"{name}={values!r} of a decision; valid are whole numbers from {minimum} up, one a request")
+    return np.broadcast_to(array.astype(np.int64, copy=False), shape)
 
 
 def batch_over_time(table: pd.DataFrame, edge: int = 0, replication: int = 0) -> pd.DataFrame:
-    """Members and waiting of an edge after each of its events: ``time_s, batch, waiting``."""
+    """Members and waiting of an edge after each of its events: ``time_s, batch, waiting``.
+
+    Raises:
+        ValueError: for a table that is not of ``simulate``, or a negative number.
+    """
+    instance_of("table", table, pd.DataFrame)
+    if missing := {"edge", "replication", "arrival_s", "joined_s", "left_s"} - set(table):
+        raise ValueError(f"table lacks {', '.join(sorted(missing))}; valid is one of simulate")
+    whole_number("edge", edge, 0)
+    whole_number("replication", replication, 0)
     here = table[(table.edge == edge) & (table.replication == replication)]
     events = [
         pd.DataFrame(dict(time_s=here.arrival_s, batch=0, waiting=1)),

@@ -12,7 +12,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from splitpoint.checks import finite_number, whole_number
+from splitpoint.checks import a_row, finite_array, finite_number, instance_of, whole_number
 from splitpoint.edge.arrivals import RELEASED_USERS, Users
 from splitpoint.edge.observation import System
 from splitpoint.edge.request import PARAMETERS, Edge, grant_value_s
@@ -40,6 +40,7 @@ def steady_state(edge: Edge, work_hz: float, share: float = 1.0) -> NDArray[np.f
     Raises:
         ValueError: for a negative number, or more work than the full batch does.
     """
+    instance_of("edge", edge, Edge)
     finite_number("work_hz", work_hz, 0.0)
     finite_number("share", share, 0.0, open_end=True)
     if work_hz >= capacity_hz(edge, share):
@@ -57,6 +58,8 @@ def steady_state(edge: Edge, work_hz: float, share: float = 1.0) -> NDArray[np.f
 
 def capacity_hz(edge: Edge, share: float = 1.0) -> float:
     """Steps a second that a full batch does, all members together."""
+    instance_of("edge", edge, Edge)
+    finite_number("share", share, 0.0, open_end=True)
     return edge.max_batch * share / float(edge.step_table_s()[-1])
 
 
@@ -65,7 +68,13 @@ def mean_inside(edge: Edge, work_hz: float, share: float = 1.0) -> tuple[float, 
 
     Since ``pi(n)`` grows as ``work**n``, the derivative of the mean is the variance over the work. Both are infinite
     where more is asked than the full batch does.
+
+    Raises:
+        ValueError: for a negative number.
     """
+    instance_of("edge", edge, Edge)
+    finite_number("work_hz", work_hz, 0.0)
+    finite_number("share", share, 0.0, open_end=True)
     if work_hz >= 0.999 * capacity_hz(edge, share):
         return np.inf, np.inf
     odds, count = steady_state(edge, work_hz, share), np.arange(MOST_INSIDE + 1)
@@ -90,7 +99,7 @@ class Demand:
 
     def at(self, price_s: ArrayLike) -> NDArray[np.float64]:
         """Mean steps a request, any shape."""
-        return np.interp(price_s, self.price_s, self.steps)
+        return np.interp(finite_array("price_s", price_s, 0.0), self.price_s, self.steps)
 
 
 def best_steps(
@@ -112,19 +121,25 @@ def best_steps(
 
     Returns:
         Steps, 0 where staying at home is better, and the net gain in seconds, of the broadcast shape.
+
+    Raises:
+        ValueError: for numbers that are not finite (a fee may be: nobody pays it), or a negative alpha or step.
     """
-    split = optimal_split(alpha, np.asarray(device_step_s) - price_s, parameters, whole_steps=True)
+    device, price = finite_array("device_step_s", device_step_s, 0.0), finite_array("price_s", price_s)
+    fee = np.asarray(fee_s)
+    if fee.dtype.kind not in "iuf" or np.isnan(fee).any():
+        raise ValueError(f"fee_s holds {fee.dtype} or NaN; valid are seconds, infinitely many too")
+    split = optimal_split(alpha, device - price, parameters, whole_steps=True)
     steps = (parameters.num_steps - split).astype(np.int64)
     net = (
         grant_value_s(alpha, device_step_s, steps, transfer_s, parameters)
-        - steps * price_s
-        - np.where(steps > 0, fee_s, 0.0)
+        - steps * price
+        - np.where(steps > 0, fee, 0.0)
     )
     worth = net > 0
     return np.where(worth, steps, 0), np.where(worth, net, 0.0)
 
 
-@lru_cache(maxsize=32)
 def demand_of(
     users: Users, transfer_s: float, parameters: SystemParameters = PARAMETERS, sample: int = 2000, seed: int = 0
 ) -> Demand:
@@ -136,8 +151,21 @@ def demand_of(
         parameters: SystemParameters.
         sample: users drawn, at least 1.
         seed: of the sample.
+
+    Raises:
+        ValueError: for a number outside its range.
     """
+    instance_of("users", users, Users)
+    finite_number("transfer_s", transfer_s, 0.0)
+    instance_of("parameters", parameters, SystemParameters)
     whole_number("sample", sample, 1)
+    whole_number("seed", seed, 0)
+    return _demand_of(users, float(transfer_s), parameters, int(sample), int(seed))
+
+
+@lru_cache(maxsize=32)
+def _demand_of(users: Users, transfer_s: float, parameters: SystemParameters, sample: int, seed: int) -> Demand:
+    """See ``demand_of``."""
     device, alpha = users.draw(np.random.default_rng(seed), sample)
     price = np.append(0.0, np.geomspace(1e-5, max(device.max(), 1e-3) * 1.05, 240))
     steps, net = best_steps(alpha, device, price[:, None], transfer_s, parameters)  # (p, sample)
@@ -171,7 +199,9 @@ def static_price(
 
     Source: compare Ha, Optimal pricing that coordinates queues with customer-chosen service requirements, 2001.
     """
+    instance_of("edge", edge, Edge)
     finite_number("rate_hz", rate_hz, 0.0)
+    finite_number("share", share, 0.0, open_end=True)
     demand = demand_of(users, edge.transfer_s, parameters)
     low, high = 0.0, float(demand.price_s[-1])
     for _ in range(50):
@@ -220,8 +250,17 @@ def static_prices(
 
     Returns:
         Seconds a step on each edge, shape (E,).
+
+    Raises:
+        ValueError: for a number outside its range, or shares that are not one an edge.
     """
-    shares = np.ones(len(system.edges)) if shares is None else np.asarray(shares, dtype=float)
+    instance_of("system", system, System)
+    finite_number("rate_hz", rate_hz, 0.0)
+    instance_of("users", users, Users)
+    whole_number("sweeps", sweeps, 1)
+    shares = np.ones(len(system.edges)) if shares is None else a_row("shares", shares, 0.0, open_end=True)
+    if len(shares) != len(system.edges):
+        raise ValueError(f"shares has shape {shares.shape}; valid is ({len(system.edges)},)")
     alike: dict = {}
     for number, edge in enumerate(system.edges):
         alike.setdefault((edge.latency, edge.max_batch, edge.transfer_s, shares[number]), []).append(number)

@@ -6,7 +6,6 @@ goes from step to step; who came during a step is decided at its end, one by one
 iteration.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations_with_replacement
@@ -17,10 +16,13 @@ from scipy import linalg, sparse
 from scipy.sparse.linalg import LinearOperator, gmres
 from scipy.stats import poisson
 
-from splitpoint.checks import finite_number, whole_number
+from splitpoint.checks import a_row, finite_array, finite_number, instance_of, one_of, whole_number
 from splitpoint.edge.arrivals import RELEASED_USERS, Users
 from splitpoint.edge.request import grant_value_s
 from splitpoint.offloading import LatencyModel, SystemParameters, published_latency
+
+#: rules by name, and how many numbers each has
+_NUMBERS_OF = {"first_come": 0, "selfish": 0, "myopic": 0, "price": 1, "state_price": 2}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +62,10 @@ class Twin:
         finite_number("mean_stay_s", self.mean_stay_s, 0.0, open_end=True)
         for name in ("coarse", "most_steps", "max_batch", "num_types", "most_waiting"):
             whole_number(name, getattr(self, name), 1)
+        a_row("levels", self.levels, 0.0, open_end=True)
+        instance_of("gpu", self.gpu, LatencyModel)
+        instance_of("users", self.users, Users)
+        whole_number("seed", self.seed, 0)
 
     @property
     def parameters(self) -> SystemParameters:
@@ -143,6 +149,9 @@ class Twin:
         Returns:
             Steps, shape (kinds, histograms, levels, W).
         """
+        value = finite_array("value", value)
+        if value.shape != self.step_s.shape:
+            raise ValueError(f"value has shape {value.shape}; valid is {self.step_s.shape}")
         choice = np.zeros((self.num_types, *value.shape, self.most_waiting), dtype=np.int64)
         for waiting in range(self.most_waiting):
             after = np.where(
@@ -185,7 +194,14 @@ class Twin:
         Raises:
             ValueError: for a choice that is not possible, or if the equations are not solved.
         """
-        matrices, gains = self._layers(choice)
+        valid = (self.num_types, *self.step_s.shape, self.most_waiting)
+        finite_array("choice", choice, 0.0)
+        steps = np.asarray(choice)
+        if steps.shape != valid or steps.dtype.kind not in "iu" or steps.max() > self.most_steps:
+            raise ValueError(f"choice has shape {steps.shape}; valid is {valid}, whole numbers to {self.most_steps}")
+        if start is not None and finite_array("start", start).shape != self.step_s.shape:
+            raise ValueError(f"start has shape {np.shape(start)}; valid is {self.step_s.shape}")
+        matrices, gains = self._layers(steps)
         level, arrivals = self._moves
         shape = self.step_s.shape
         idle = (self.batch == 0)[:, None, None]
@@ -229,7 +245,7 @@ class Twin:
                 return gain, choice, value
             best, choice = gain, self.decide(value)
 
-    def choose(self, cost_s: Callable | NDArray) -> NDArray[np.int64]:
+    def choose(self, cost_s: ArrayLike) -> NDArray[np.int64]:
         """A rule by what m steps cost it.
 
         Args:
@@ -239,7 +255,12 @@ class Twin:
             Steps of each kind in each state, shape (kinds, histograms, levels, W).
         """
         shape = (self.num_types, len(self.left), self.most_steps + 1, len(self.levels), self.most_waiting)
-        net = self.worth_s[:, None, :, None, None] - np.broadcast_to(cost_s, shape)
+        cost = finite_array("cost_s", cost_s)
+        try:
+            cost = np.broadcast_to(cost, shape)
+        except ValueError as error:
+            raise ValueError(f"cost_s has shape {cost.shape}; valid is what broadcasts to {shape}") from error
+        net = self.worth_s[:, None, :, None, None] - cost
         net = np.where(self.after_grant[None, :, :, None, None] >= 0, net, -np.inf)
         return np.argmax(net, axis=2)
 
@@ -253,13 +274,17 @@ class Twin:
         Raises:
             ValueError: for an unknown name.
         """
+        one_of("name", name, _NUMBERS_OF)
+        numbers = finite_array("numbers", numbers)
+        if numbers.size != _NUMBERS_OF[name]:
+            raise ValueError(f"numbers are {numbers.size}; {name} needs {_NUMBERS_OF[name]}")
         steps = np.arange(self.most_steps + 1)
         counts = (self.left[:, None, :] >= np.maximum(steps, 1)[:, None]).sum(axis=2)  # others that share step s
         k, h = self.coarse * self.gpu.slope_s, self.coarse * self.gpu.intercept_s
         speed = np.array(self.levels)
         own = np.cumsum(np.where(steps > 0, k * (counts + 1) + h, 0.0), axis=1)
         others = np.cumsum(np.where(steps > 0, k * counts, 0.0), axis=1)
-        numbers = np.atleast_1d(np.asarray(numbers, dtype=float))
+        numbers = np.atleast_1d(numbers)
         marginal = (k * (2 * self.batch + 1) + h)[:, None, None] * steps[:, None] / speed
         costs = {
             "first_come": lambda: (k * (self.batch + 1) + h)[:, None, None] * steps[:, None] / speed,
@@ -268,6 +293,4 @@ class Twin:
             "price": lambda: numbers[0] * steps[:, None],
             "state_price": lambda: numbers[0] * steps[:, None] + numbers[1] * marginal,
         }
-        if name not in costs:
-            raise ValueError(f"name={name!r} is unknown; there are: {', '.join(costs)}")
         return self.choose(costs[name]()[..., None])

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-from splitpoint.checks import finite_number, whole_number
+from splitpoint.checks import a_function, a_sequence, finite_array, finite_number, instance_of, whole_number
 from splitpoint.offloading import Instance, Plan, SystemParameters, grant_gains, sample_instance
 from splitpoint.offloading.solvers import plan_for
 
@@ -67,6 +67,11 @@ def draw_windows(
         ValueError: if a number is below 1, or ``num_users`` descends.
     """
     whole_number("count", count, 1)
+    whole_number("num_edge_gpus", num_edge_gpus, 1)
+    if len(a_sequence("num_users", num_users)) != 2:
+        raise ValueError(f"num_users={num_users!r} must be two whole numbers, the fewest and the most")
+    whole_number("seed", seed, 0)
+    instance_of("parameters", parameters, SystemParameters)
     whole_number("num_users[0]", num_users[0], 1)
     whole_number("num_users[1]", num_users[1], num_users[0])
     rng, windows = np.random.default_rng(seed), []
@@ -83,21 +88,22 @@ def run_online(instance: Instance, policy: Policy) -> Plan:
     Args:
         instance: the window.
         policy: called for each arrival while there is room in the batch; true grants.
+
+    Raises:
+        ValueError: for anything else, or an answer that is neither true nor false.
     """
+    instance_of("instance", instance, Instance)
+    a_function("policy", policy)
     limit = instance.parameters.max_batch
     gains = grant_gains(instance, np.arange(1, limit + 1))[0] if limit else np.zeros((0, instance.num_users))
     granted = np.zeros(instance.num_users, dtype=bool)
     for seen, user in enumerate(np.argsort(instance.arrival_s, kind="stable"), 1):
         if granted.sum() < limit:
-            granted[user] = policy(
-                Arrival(
-                    float(instance.arrival_s[user]),
-                    instance.parameters.window_s,
-                    seen,
-                    gains[:, user],
-                    gains[:, granted],
-                )
-            )
+            moment, window_s = float(instance.arrival_s[user]), instance.parameters.window_s
+            answer = policy(Arrival(moment, window_s, seen, gains[:, user], gains[:, granted]))
+            if not isinstance(answer, (bool, np.bool_)):
+                raise ValueError(f"policy answers {answer!r}; valid is True or False")
+            granted[user] = answer
     return plan_for(instance, granted)
 
 
@@ -121,9 +127,10 @@ def threshold(batch_size: int, price_s: float) -> Policy:
         price_s: seconds.
 
     Raises:
-        ValueError: if ``batch_size`` is below 1.
+        ValueError: if ``batch_size`` is below 1, or the price is not finite.
     """
     whole_number("batch_size", batch_size, 1)
+    finite_number("price_s", price_s)
     return lambda arrival: bool(arrival.gains[batch_size - 1] >= price_s)
 
 
@@ -140,8 +147,7 @@ def tune_threshold(past: Sequence[Instance], num_prices: int = 60) -> tuple[int,
     Raises:
         ValueError: if ``past`` is empty, its edge admits nobody, or ``num_prices`` is below 1.
     """
-    if len(past) == 0:
-        raise ValueError("past is empty; at least one window is needed")
+    _some_windows(past)
     whole_number("num_prices", num_prices, 1)
     limit = past[0].parameters.max_batch
     whole_number("max_batch", limit, 1)
@@ -176,7 +182,10 @@ def users_still_to_come(past_counts: Sequence[int], seen: int, elapsed: float) -
     """
     whole_number("seen", seen, 1)
     finite_number("elapsed", elapsed, 0.0, 1.0)
-    counts, times = np.unique(past_counts, return_counts=True)
+    counts = finite_array("past_counts", a_sequence("past_counts", past_counts), 0.0)
+    if counts.ndim != 1 or np.any(counts != np.floor(counts)):
+        raise ValueError(f"past_counts={past_counts!r} holds no whole numbers of users, shape (n,)")
+    counts, times = np.unique(counts.astype(np.int64), return_counts=True)
     possible = counts >= seen
     if not possible.any():
         return np.array([0]), np.array([1.0])
@@ -201,6 +210,8 @@ def rolling(past: Sequence[Instance], futures: int = 40, seed: int = 0) -> Polic
         ValueError: for no past windows, windows of different edges, an edge that admits nobody, or no futures.
     """
     whole_number("futures", futures, 1)
+    whole_number("seed", seed, 0)
+    _some_windows(past)
     if len({(window.edge, window.parameters) for window in past}) != 1:
         raise ValueError("past holds windows of different edges or parameters; valid are windows of one edge")
     limit = past[0].parameters.max_batch
@@ -220,6 +231,11 @@ def rolling(past: Sequence[Instance], futures: int = 40, seed: int = 0) -> Polic
         return _value(with_it, best_sums) > _value(arrival.granted_gains, best_sums)
 
     return decide
+
+
+def _some_windows(past: Sequence[Instance]) -> None:
+    for window in a_sequence("past", past):
+        instance_of("past", window, Instance)
 
 
 def _value(granted_gains: NDArray, best_sums: NDArray) -> float:

@@ -16,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from splitpoint.files import project_root, sha256, write_atomically
+from splitpoint.files import can_write, project_root, sha256, write_atomically
 
 CELL_TIMEOUT_S = 3600
 
@@ -36,6 +36,8 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
     )
     if not paths:
         raise ValueError(f"names={names!r} match no notebook in notebooks/")
+    for place in ("build/stamps", "figures", "notebooks" if in_place else "build/notebooks"):
+        can_write("SPLITPOINT_ROOT", root / place / "file")
     state = _project_state(root)
     for number, path in enumerate(paths, 1):
         label = f"[{number}/{len(paths)}] {path.stem}"
@@ -162,8 +164,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal without these characters must not end the work
     start = time.perf_counter()
-    if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again):
-        raise SystemExit(1)
+    try:
+        if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again):
+            raise SystemExit(1)
+    except ValueError as error:  # no such notebook, or a place that cannot be written
+        raise SystemExit(f"run_notebooks: {error}") from None
     print(f"all notebooks: {time.perf_counter() - start:.0f} s; figures are in figures/")
 
 

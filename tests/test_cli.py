@@ -37,6 +37,25 @@ def test_a_refusal_is_one_line_and_a_code(typed, message, users, capsys):
     assert len(said) == 1 and message in said[0]
 
 
+@pytest.mark.parametrize(
+    "typed", [["plan", "users.csv", "--out", "users.csv/plan.csv"], ["plan", "users.csv", "--out", "."]]
+)
+def test_an_out_that_cannot_be_written_is_refused_before_any_work(typed, users, capsys, monkeypatch):
+    monkeypatch.setattr("splitpoint.study.commands.solve", lambda *_, **__: pytest.fail("work has begun"))
+    assert cli.main(typed) == 2
+    said = capsys.readouterr()
+    assert len(said.err.splitlines()) == 1 and "--out=" in said.err and "cannot be written" in said.err and not said.out
+
+
+def test_a_sweep_into_a_root_that_cannot_be_written_is_one_line(users, capsys, monkeypatch):
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(users))
+    users.joinpath("results").write_text("in the way")
+    monkeypatch.setattr("splitpoint.study.sweeps._windows", lambda **_: pytest.fail("work has begun"))
+    assert cli.main(["sweep", "mine", "--users", "2", "--seeds", "1", "--methods", "all_local"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "cannot be written" in said[0]
+
+
 def test_every_command_has_help_and_the_list_is_quick_to_load(capsys):
     code = "import sys, splitpoint.cli; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from splitpoint.files import meta_path, read_meta, write_atomically, write_meta, write_rows
+from splitpoint.files import can_write, meta_path, read_meta, write_atomically, write_meta, write_rows
 
 
 def test_sidecar_round_trip_and_damage(tmp_path):
@@ -69,3 +69,14 @@ def test_threads_that_write_one_file_do_not_take_each_others_draft(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda i: write_atomically(path, contents[i % 8]), range(400)))
     assert path.read_bytes() in contents and [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+
+
+def test_whether_a_file_can_be_written_is_asked_without_leaving_a_trace(tmp_path):
+    assert can_write("out", tmp_path / "new" / "x.csv") == tmp_path / "new" / "x.csv"
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "x.csv").write_text("old")
+    can_write("out", tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_text() == "old"
+    for path in (tmp_path, tmp_path / "x.csv" / "below", "a" * 400):
+        with pytest.raises(ValueError, match="out=.* cannot be written"):
+            can_write("out", path)

@@ -164,3 +164,11 @@ def test_read_table_prints_where_the_numbers_come_from(tmp_path, monkeypatch, ca
     with pytest.raises(ValueError, match="data/none.csv is missing"):
         read_table("none.csv")
     assert json.loads((tmp_path / "data" / "t.csv.meta.json").read_text())["kind"] == "measured"
+
+
+def test_a_root_that_cannot_be_written_is_one_error_before_any_work(scratch_project):
+    log = scratch_project / "log"
+    scratch_project.joinpath("results").write_text("a file where the folder should be")
+    with pytest.raises(ValueError, match=r"results='.*squares\.csv' cannot be written"):
+        load_or_run("squares", square, tasks(log=str(log)), settings={})
+    assert not log.exists()

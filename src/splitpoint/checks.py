@@ -4,6 +4,7 @@ import math
 import numbers
 from collections.abc import Iterable, Sequence
 from os import PathLike
+from types import UnionType
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,10 +81,10 @@ def a_generator(name: str, value: np.random.Generator) -> None:
         raise ValueError(f"{name}={_shown(value)} is not a numpy.random.Generator; use numpy.random.default_rng(seed)")
 
 
-def instance_of(name: str, value: object, kind: type) -> None:
-    """Refuse what is not of a class."""
+def instance_of(name: str, value: object, kind: type | UnionType) -> None:
+    """Refuse what is not of a class, or of one of several (``A | B``)."""
     if not isinstance(value, kind):
-        raise ValueError(f"{name}={_shown(value)} must be {kind.__name__}")
+        raise ValueError(f"{name}={_shown(value)} must be {getattr(kind, '__name__', kind)}")
 
 
 def a_function(name: str, value: object) -> None:

@@ -172,6 +172,33 @@ def write_rows(path: Path, rows: Iterable[dict], columns: Sequence[str] | None =
     write_atomically(path, text.getvalue().encode())
 
 
+def can_write(argument: str, path: Path) -> Path:
+    """Refuse a file that could not be written, before the work whose result it is to hold.
+
+    Args:
+        argument: name of the argument, for the message.
+        path: the file; its folder is made if it is not there.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: if it is a folder, or nothing can be written beside it.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{argument}={str(path)!r} cannot be written: {reason}; name a place that can") from error
+    return path
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that an interruption leaves the old one or the new one, never a half."""
     path = Path(path)

@@ -17,6 +17,7 @@ from filelock import FileLock
 from splitpoint.checks import a_sequence, one_of
 from splitpoint.files import (
     KINDS,
+    can_write,
     data_path,
     meta_path,
     project_root,
@@ -58,7 +59,8 @@ def load_or_run(
 
     Raises:
         ValueError: for an unknown kind, a name that is no file name, no tasks, tasks without rows, or a shipped table
-            that was changed or damaged. (One in ``results/`` that was cut off or changed is made again.)
+            that was changed or damaged, or ``results/`` cannot be written. (A table in ``results/`` that was cut off or
+            changed is made again.)
     """
     one_of("kind", kind, KINDS)
     safe_name("name", name)
@@ -67,7 +69,7 @@ def load_or_run(
     path = results_path(f"{name}.csv")
     if (stored := _stored(name, identity)) is not None:
         return stored
-    path.parent.mkdir(parents=True, exist_ok=True)
+    can_write("results", path)
     with FileLock(path.with_name(f".{name}.lock")):  # a second process waits, and then reads what the first has made
         if (stored := _stored(name, identity)) is not None:
             return stored

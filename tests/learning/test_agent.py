@@ -256,6 +256,8 @@ def test_observations_that_are_not_numbers_are_refused():
         {"learning_rate": 0.0},
         {"priority": 2.0},
         {"epsilon": (0.5, -1)},
+        {"epsilon": (0.5,)},
+        {"beta": (0.5, 0.6, 0.7)},
         {"hidden": (0,)},
         {"max_users": 3},
         {"activation": "gelu"},
@@ -270,3 +272,21 @@ def test_bad_settings_are_named(change):
 def test_settings_come_back_from_text():
     settings = replace(TINY, scenario=Scenario((2, 3), (5, 6), (0, 2)), beta=None)
     assert TrainingSettings.from_json(settings.to_json()) == settings
+
+
+def test_windows_wider_than_the_agent_admits_are_refused_before_any_training(monkeypatch):
+    from splitpoint.learning import training
+
+    monkeypatch.setattr(training, "OffloadingVecEnv", lambda *_: pytest.fail("work has begun"))
+    wide = Scenario((9, 9), (4, 4)).sample(2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"held_out has windows of 9 users; this agent admits \[1, 3\]"):
+        train_agent(scenario=Scenario((1, 3), (4, 4)), held_out=wide)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_refused_before_any_training(monkeypatch, tmp_path):
+    from splitpoint.learning import training
+
+    monkeypatch.setattr(training, "OffloadingVecEnv", lambda *_: pytest.fail("work has begun"))
+    tmp_path.joinpath("a_file").write_text("in the way")
+    with pytest.raises(ValueError, match="checkpoint=.* cannot be written"):
+        train_agent(checkpoint=tmp_path / "a_file" / "agent")

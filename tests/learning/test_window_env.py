@@ -238,3 +238,12 @@ def test_a_restored_batch_goes_on_as_if_never_stopped():
     other.restore(arrays, rest)
     for step, row in zip(ours, actions):
         assert all(np.array_equal(a, b) for a, b in zip(step, other.step(row)[:3]))
+
+
+@pytest.mark.parametrize("actions", [[7, 0], [float("nan"), 1.0], [None, 1], None, [True, False], [0], [[0, 1]], "01"])
+def test_many_windows_take_no_action_that_is_none(actions):
+    env = OffloadingVecEnv(Scenario((2, 3), (4, 4)), num_envs=2)
+    before = env.reset()
+    with pytest.raises(ValueError, match=r"actions=.*valid are 0 \(deny\) and 1 \(grant\), shape \(2,\)"):
+        env.step(actions)
+    np.testing.assert_array_equal(env.decisions.observe(), before)

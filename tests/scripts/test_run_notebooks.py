@@ -87,3 +87,12 @@ def test_what_was_written_and_what_is_read_are_both_looked_at(project, capfd):
         (project / path).write_text(content)
         assert run_notebooks([], "fast")
         assert "up to date" not in capfd.readouterr().out, path
+
+
+@pytest.mark.parametrize("place", ["build", "figures"])
+def test_a_root_that_cannot_be_written_is_one_error_before_any_cell_runs(place, project, capfd):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "raise KeyError('work has begun')")
+    (project / place).write_text("in the way")
+    with pytest.raises(ValueError, match=f"SPLITPOINT_ROOT=.*{place}.* cannot be written"):
+        run_notebooks([], "fast")
+    assert "work has begun" not in "".join(capfd.readouterr())

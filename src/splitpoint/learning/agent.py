@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from splitpoint.checks import finite_array
+from splitpoint.checks import a_path, finite_array, instance_of, one_of
 from splitpoint.files import data_path, project_root, read_meta, write_atomically
-from splitpoint.learning.decisions import Decisions, plan_of
+from splitpoint.learning.decisions import FEATURES, Decisions, plan_of
 from splitpoint.learning.settings import TrainingSettings
 from splitpoint.offloading import Instance, Plan
 from splitpoint.offloading.solvers import keep
@@ -50,6 +50,8 @@ class Agent:
     train_s: float = float("nan")
 
     def __post_init__(self):
+        instance_of("settings", self.settings, TrainingSettings)
+        instance_of("weights", self.weights, dict)
         layers = self.settings.layers
         expected = {
             f"layer{i}.{kind}": shape
@@ -63,7 +65,7 @@ class Agent:
                 f"hidden={self.settings.hidden} needs {expected}"
             )
         for name, values in self.weights.items():
-            finite_array(name, values)
+            finite_array(f"weights[{name!r}]", values)
 
     def preferences(self, observations: NDArray[np.float32]) -> NDArray[np.float32]:
         """What speaks for denying and for granting, shape (n, width) -> (n, 2).
@@ -71,9 +73,12 @@ class Agent:
         Raises:
             ValueError: for another width or numbers that are not finite.
         """
-        x = np.asarray(observations, dtype=np.float32)
-        if x.ndim != 2 or x.shape[1] != self.settings.layers[0]:
-            raise ValueError(f"observations have shape {x.shape}; valid is (n, {self.settings.layers[0]})")
+        x = observations if isinstance(observations, np.ndarray) else finite_array("observations", observations)
+        if x.dtype.kind not in "iuf" or x.ndim != 2 or x.shape[1] != self.settings.layers[0]:
+            raise ValueError(
+                f"observations have shape {x.shape} of {x.dtype}; valid is (n, {self.settings.layers[0]}) of numbers"
+            )
+        x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
             raise ValueError("observations hold numbers that are not finite")
         act, last = ACTIVATIONS[self.settings.activation], len(self.settings.hidden)
@@ -89,6 +94,7 @@ class Agent:
             ValueError: if a window has more users than the agent admits.
         """
         settings = self.settings
+        instance_of("windows", windows, Windows)
         if windows.num_users.max() > settings.users_admitted:
             raise ValueError(
                 f"num_users={windows.num_users.max()} is outside [1, {settings.users_admitted}], what "
@@ -110,6 +116,8 @@ class Agent:
 
     def solve(self, instance: Instance, whole_steps: bool = False) -> Plan:
         """Decide one window, user by user; split points, whole ones if asked, fit the resulting batch."""
+        instance_of("instance", instance, Instance)
+        instance_of("whole_steps", whole_steps, bool)
         return plan_of(instance, self.decide(stack_windows([instance]))[0], whole_steps)
 
     @property
@@ -122,6 +130,7 @@ class Agent:
 
         The two are one unit: whoever is cut off between them leaves a pair that ``load_agent`` refuses.
         """
+        a_path("path", path)
         path, weights = Path(path), save(self.weights)
         text = {
             "settings": json.loads(self.settings.to_json()),
@@ -144,6 +153,10 @@ def load_agent(path: str | Path | None = None, features: str | None = None) -> A
     Raises:
         ValueError: if a file is missing or damaged, or the weights do not fit the settings or ``features``.
     """
+    if path is not None:
+        a_path("path", path)
+    if features is not None:
+        one_of("features", features, FEATURES)
     path = Path(path or COMMITTED[-1])
     if path.parent == Path() and not path.with_suffix(".json").exists():
         path = data_path(COMMITTED[0], path.name)
@@ -168,6 +181,7 @@ def load_agent(path: str | Path | None = None, features: str | None = None) -> A
 
 def evaluate_agent(agent: Agent, windows: Windows) -> dict[str, NDArray[np.float64]]:
     """Outcome and optimality of an agent's plans, one number a window; see ``Windows.outcomes``."""
+    instance_of("agent", agent, Agent)
     granted = agent.decide(windows)
     return windows.outcomes(granted) | {"optimality": windows.optimality(granted)}
 

@@ -26,6 +26,7 @@ _FRACTIONS = np.array([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
 def num_features(features: str, max_users: int = 20) -> int:
     """Length of an observation; only the released features grow with ``max_users``."""
     one_of("features", features, FEATURES)
+    whole_number("max_users", max_users, 1)
     return {
         "released": 7 * max_users + 6,
         "current": 10,
@@ -37,6 +38,7 @@ def num_features(features: str, max_users: int = 20) -> int:
 def feature_names(features: str, max_users: int = 20) -> tuple[str, ...]:
     """What each number of an observation is, in order."""
     one_of("features", features, FEATURES)
+    whole_number("max_users", max_users, 1)
     if features == "released":
         rows = ("padding", "undecided", "granted", "denied", "0.01 alpha", "d_i", "waiting")
         return (

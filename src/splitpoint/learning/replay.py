@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from stable_baselines3.common.buffers import ReplayBuffer
 
-from splitpoint.checks import finite_array, finite_number, whole_number
+from splitpoint.checks import finite_array, finite_number, instance_of, whole_number
 
 EPSILON = 1e-4  # keeps a transition without error drawable
 
@@ -50,6 +50,8 @@ class SumTree:
             ValueError: for an index or a priority outside its range.
         """
         index = np.asarray(index)
+        if index.dtype.kind not in "iu":
+            raise ValueError(f"index holds {index.dtype}; valid are whole numbers in [0, {self.capacity - 1}]")
         if index.size and (index.min() < 0 or index.max() >= self.capacity):
             raise ValueError(f"index holds {index.min()} … {index.max()}; valid is [0, {self.capacity - 1}]")
         self.nodes[2**self.depth + index] = finite_array("priority", priority, minimum=0.0)
@@ -60,7 +62,8 @@ class SumTree:
 
     def find(self, mass: ArrayLike) -> NDArray[np.int64]:
         """The leaf at which the running sum of priorities passes each mass, shape (m,)."""
-        mass, node = np.array(mass, dtype=float), np.ones(np.shape(mass), np.int64)
+        mass = np.array(finite_array("mass", mass, 0.0))
+        node = np.ones(np.shape(mass), np.int64)
         for _ in range(self.depth):
             left = self.nodes[2 * node]
             right = (mass >= left) & (self.nodes[2 * node + 1] > 0)  # never into an empty branch by rounding
@@ -107,8 +110,12 @@ class PrioritizedReplay(ReplayBuffer):
         seed: int = 0,
         **_unused,
     ):
+        whole_number("buffer_size", buffer_size, 1)
+        whole_number("n_envs", n_envs, 1)
         finite_number("alpha", alpha, 0.0, 1.0)
+        instance_of("two_buffers", two_buffers, bool)
         whole_number("n_steps", n_steps, 1)
+        whole_number("seed", seed, 0)
         super().__init__(buffer_size, observation_space, action_space, device, n_envs, handle_timeout_termination=False)
         self.alpha, self.two_buffers, self.n_steps = alpha, two_buffers, n_steps
         self.rng = np.random.default_rng(seed)

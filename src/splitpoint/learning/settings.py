@@ -3,13 +3,21 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import a_sequence, finite_number, instance_of, one_of, whole_number
 from splitpoint.learning.decisions import FEATURES, ORDERS, REWARDS, num_features
 from splitpoint.offloading import AccuracyModel, SystemParameters
 from splitpoint.offloading.windows import Scenario
 
 LEARNERS = ("dqn", "ppo")
 ACTIVATION_NAMES = ("relu", "leaky_relu", "tanh")
+
+
+def _two_shares(name: str, ends: tuple[float, float]) -> None:
+    """Refuse what is not two numbers within [0, 1], at the start and at the end."""
+    if len(a_sequence(name, ends)) != 2:
+        raise ValueError(f"{name}={ends!r} must be two numbers, at the start and at the end")
+    for value in ends:
+        finite_number(name, value, 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -85,6 +93,9 @@ class TrainingSettings:
     fixed_windows: int = 0
 
     def __post_init__(self):
+        instance_of("scenario", self.scenario, Scenario)
+        for name in ("anneal", "two_buffers", "double"):
+            instance_of(name, getattr(self, name), bool)
         for name, choices in (
             ("learner", LEARNERS),
             ("features", FEATURES),
@@ -107,7 +118,7 @@ class TrainingSettings:
             whole_number(name, getattr(self, name), 1)
         for name in ("seed", "learning_starts", "fixed_windows"):
             whole_number(name, getattr(self, name), 0)
-        for width in self.hidden:
+        for width in a_sequence("hidden", self.hidden):
             whole_number("hidden", width, 1)
         finite_number("learning_rate", self.learning_rate, 0.0, open_end=True)
         for name in ("priority", "exploration", "gae"):
@@ -116,9 +127,9 @@ class TrainingSettings:
             finite_number(name, getattr(self, name), 0.0)
         for name in ("max_grad_norm", "clip"):
             finite_number(name, getattr(self, name), 0.0, open_end=True)
-        for name in ("epsilon", "beta"):
-            for value in getattr(self, name) or ():
-                finite_number(name, value, 0.0, 1.0)
+        _two_shares("epsilon", self.epsilon)
+        if self.beta is not None:
+            _two_shares("beta", self.beta)
         if self.max_users is not None:
             whole_number("max_users", self.max_users, self.scenario.num_users[1])
         for name in ("hidden", "epsilon", "beta"):

@@ -15,8 +15,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from torch.nn.functional import smooth_l1_loss
 
-from splitpoint.checks import whole_number
-from splitpoint.files import write_atomically
+from splitpoint.checks import a_path, instance_of, whole_number
+from splitpoint.files import can_write, write_atomically
 from splitpoint.learning.agent import Agent, evaluate_agent
 from splitpoint.learning.replay import PrioritizedReplay
 from splitpoint.learning.settings import TrainingSettings
@@ -171,6 +171,7 @@ def train_agent(
     Raises:
         ValueError: for settings out of range, a checkpoint of other settings, or windows wider than the agent admits.
     """
+    instance_of("settings", settings, TrainingSettings)
     return _run_training(replace(settings, **changes), checkpoint, held_out, looks, progress, stop_after)
 
 
@@ -179,6 +180,19 @@ def _run_training(
 ) -> Agent | None:
     """See ``train_agent``."""
     whole_number("looks", looks, 1)
+    instance_of("progress", progress, bool)
+    if stop_after is not None:
+        whole_number("stop_after", stop_after, 1)
+    if held_out is not None:
+        instance_of("held_out", held_out, Windows)
+        if held_out.num_users.max() > settings.users_admitted:
+            raise ValueError(
+                f"held_out has windows of {held_out.num_users.max()} users; this agent admits [1, "
+                f"{settings.users_admitted}] (max_users in its settings)"
+            )
+    if checkpoint is not None:
+        a_path("checkpoint", checkpoint)
+        can_write("checkpoint", Path(checkpoint).with_suffix(".training.safetensors"))
     source = settings.scenario
     if settings.fixed_windows:
         source = source.sample(

@@ -11,9 +11,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
-from splitpoint.checks import whole_number
+from splitpoint.checks import instance_of, whole_number
 from splitpoint.learning.decisions import Decisions, plan_of
-from splitpoint.offloading import Plan
+from splitpoint.offloading import Instance, Plan
 from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 _POOL = 1024
@@ -40,6 +40,7 @@ class OffloadingEnv(gymnasium.Env):
         order: str = "given",
         max_users: int | None = None,
     ):
+        instance_of("scenario", scenario, Scenario)
         self.scenario, self.max_users = scenario, scenario.width(max_users)
         self.features, self.reward, self.order = features, reward, order
         self._decisions = Decisions(1, self.max_users, scenario.parameters, features, reward, order)
@@ -49,8 +50,14 @@ class OffloadingEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Begin a window: a drawn one, or ``options["instance"]``."""
+        if seed is not None:
+            whole_number("seed", seed, 0)
+        if options is not None:
+            instance_of("options", options, dict)
         super().reset(seed=seed)
         instance = (options or {}).get("instance")
+        if instance is not None:
+            instance_of('options["instance"]', instance, Instance)
         if instance is None:
             windows = self.scenario.sample(1, self.np_random, self.max_users)
         else:
@@ -65,7 +72,7 @@ class OffloadingEnv(gymnasium.Env):
         """Deny (0) or grant (1) the user whose turn it is."""
         if self._instance is None or self._decisions.done[0]:
             raise ValueError("the window is decided; call reset() first")
-        if action not in (0, 1):
+        if np.shape(action) != () or np.asarray(action).dtype.kind not in "iu" or action not in (0, 1):
             raise ValueError(f"action={action!r} is not one of 0 (deny), 1 (grant)")
         reward = float(self._decisions.step(np.array([action]))[0])
         return self._decisions.observe()[0], reward, bool(self._decisions.done[0]), False, {}
@@ -98,7 +105,9 @@ class OffloadingVecEnv(VecEnv):
         order: str = "given",
         max_users: int | None = None,
     ):
+        instance_of("source", source, Scenario | Windows)
         whole_number("num_envs", num_envs, 1)
+        whole_number("seed", seed, 0)
         self.source = source
         fixed = isinstance(source, Windows)
         self.max_users = source.alpha.shape[1] if fixed else source.width(max_users)
@@ -118,8 +127,15 @@ class OffloadingVecEnv(VecEnv):
         return self.decisions.observe()
 
     def step_async(self, actions: NDArray) -> None:
-        """Take the actions, shape (num_envs,)."""
-        self._actions = actions
+        """Take the actions, shape (num_envs,): deny (0) or grant (1).
+
+        Raises:
+            ValueError: for another shape, or anything else in it.
+        """
+        taken = np.asarray(actions)
+        if taken.shape != (self.num_envs,) or taken.dtype.kind not in "iu" or taken.min() < 0 or taken.max() > 1:
+            raise ValueError(f"actions={actions!r}; valid are 0 (deny) and 1 (grant), shape ({self.num_envs},)")
+        self._actions = taken
 
     def step_wait(self):
         """Observations, rewards, ends and infos of the step; rows that ended show their next window."""

@@ -126,6 +126,7 @@ class Windows:
             ``utility_s, reward, accuracy, latency_s, share_granted``, shape (n,) each; means are over users.
         """
         parameters, present = self.parameters, self.present
+        granted = self._chosen(granted)
         granted = granted & present
         batch = granted.sum(axis=1)
         split = np.where(granted, self.splits(batch), float(parameters.num_steps))
@@ -144,7 +145,7 @@ class Windows:
 
     def gain(self, granted: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Utility above all-local of granting these users, shape (n,), seconds."""
-        granted = granted & self.present
+        granted = self._chosen(granted) & self.present
         return np.sum(self.gains[np.arange(len(self)), granted.sum(axis=1)], axis=1, where=granted)
 
     def exact(self) -> NDArray[np.bool_]:
@@ -160,6 +161,13 @@ class Windows:
         Where the optimum itself gains nothing, 1 if nothing is lost and minus infinity if something is.
         """
         return share_of_gain(self.gain(granted), self.gain(self.exact()), self.local_s)
+
+    def _chosen(self, granted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whom to grant; refuses what is not one true or false for each user of each window."""
+        chosen = np.asarray(granted)
+        if chosen.dtype != bool or chosen.shape != self.alpha.shape:
+            raise ValueError(f"granted has shape {chosen.shape} of {chosen.dtype}; valid is {self.alpha.shape} of bool")
+        return chosen
 
     def _gains(self) -> NDArray[np.float64]:
         largest = min(self.parameters.max_batch, self.alpha.shape[1])

@@ -5,9 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from splitpoint.checks import whole_number
+from splitpoint.checks import instance_of, whole_number
 from splitpoint.diffusion.accuracy import SCHEDULES, Calibration
-from splitpoint.offloading import AccuracyModel, Fit, SystemParameters, evaluate, fit_accuracy, sample_instance, solve
+from splitpoint.offloading import (
+    AccuracyCurve,
+    AccuracyModel,
+    Fit,
+    SystemParameters,
+    evaluate,
+    fit_accuracy,
+    sample_instance,
+    solve,
+)
 from splitpoint.tables import read_table
 
 RELEASED_STEPS = 200
@@ -19,7 +28,14 @@ def on_released_scale(samples: pd.DataFrame) -> pd.DataFrame:
 
     A step of a run of 50 spans the noise levels of four of 200; the share of the run on the device is the same.
     """
+    _has_columns("samples", samples, "split_point", "num_steps")
     return samples.assign(n=samples["split_point"] * RELEASED_STEPS / samples["num_steps"])
+
+
+def _has_columns(name: str, table: pd.DataFrame, *columns: str) -> None:
+    instance_of(name, table, pd.DataFrame)
+    if missing := set(columns) - set(table):
+        raise ValueError(f"{name} lacks {', '.join(sorted(missing))}; valid is a table with {', '.join(columns)}")
 
 
 def accuracy_fit(
@@ -40,7 +56,10 @@ def accuracy_fit(
     Raises:
         ValueError: if ``resamples`` is below 1, or the index does not follow a logistic curve.
     """
+    _has_columns("samples", samples, "prompt", "n", "pai")
     whole_number("resamples", resamples, 1)
+    whole_number("seed", seed, 0)
+    instance_of("free_ceiling", free_ceiling, bool)
     by_prompt = samples.groupby(["prompt", "n"])["pai"].mean().unstack()
     points = by_prompt.columns.to_numpy(float)
     names = ["steepness", "midpoint", "ceiling"][: 2 + free_ceiling]
@@ -68,7 +87,16 @@ def loss_of_the_wrong_curve(
 
     Returns:
         One row a window: ``seed``, ``lost_s`` (seconds per user), ``granted`` and ``granted_best``.
+
+    Raises:
+        ValueError: for a number outside its range, or what is no accuracy curve.
     """
+    for name, curve in (("believed", believed), ("truth", truth)):
+        instance_of(name, curve, AccuracyCurve)
+    whole_number("num_users", num_users, 1)
+    whole_number("num_edge_gpus", num_edge_gpus, 1)
+    whole_number("num_seeds", num_seeds, 1)
+    instance_of("parameters", parameters, SystemParameters)
     rows = []
     for seed in range(num_seeds):
         instance = sample_instance(
@@ -98,6 +126,8 @@ def recalibrated(samples: pd.DataFrame, calibration: Calibration) -> pd.DataFram
     Returns:
         A copy with a new column ``pai``; as in the measurement, the distance in it is the mean over the users.
     """
+    _has_columns("samples", samples, "prompt", "seed", "split_point", "distance", "text_score")
+    instance_of("calibration", calibration, Calibration)
     apart = samples.groupby(["prompt", "seed", "split_point"])["distance"].transform("mean")
     return samples.assign(pai=calibration.pai(samples["text_score"], apart))
 

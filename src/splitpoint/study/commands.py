@@ -5,7 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from splitpoint.files import write_meta, write_rows
+from splitpoint.files import can_write, write_meta, write_rows
 from splitpoint.offloading import (
     LatencyModel,
     SystemParameters,
@@ -38,6 +38,8 @@ def plan() -> None:
     parser.add_argument("--whole-steps", action="store_true")
     parser.add_argument("--out", type=Path, help="write the plan to this CSV file, too")
     asked = parser.parse_args()
+    if asked.out:
+        can_write("--out", asked.out)
     if asked.line:
         latency = LatencyModel(*asked.line)
     elif asked.edge:

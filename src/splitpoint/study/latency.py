@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from splitpoint.checks import finite_number, instance_of, whole_number
 from splitpoint.files import data_path, project_root, read_meta, results_path
 from splitpoint.offloading import LatencyModel, SystemParameters, evaluate, sample_instance, solve
 from splitpoint.offloading.fits import fit_two_piece, line_error
@@ -127,7 +128,12 @@ def measured_window(edge_gpu: LatencyModel, packet_bits: float) -> dict:
 
     Returns:
         Users' devices slower by the published ratios; the measured packet; everything else as released.
+
+    Raises:
+        ValueError: for what is no line, or a size that is not positive.
     """
+    instance_of("edge_gpu", edge_gpu, LatencyModel)
+    finite_number("packet_bits", packet_bits, 0.0)
     return {"profiles": measured_profiles(edge_gpu), "parameters": SystemParameters(intermediate_bits=packet_bits)}
 
 
@@ -152,7 +158,18 @@ def loss_of_the_line(
     Returns:
         One row a window: ``seed``, ``lost_s`` (utility, seconds per user), ``share_lost`` (of the gain over all-local),
         ``granted_line``, ``granted_bent``.
+
+    Raises:
+        ValueError: for a number outside its range.
     """
+    instance_of("curve", curve, Curve)
+    if not isinstance(seeds, Iterable) or isinstance(seeds, (str, bytes)):
+        raise ValueError(f"seeds={seeds!r} are no whole numbers; valid is for instance range(200)")
+    seeds = list(seeds)
+    for seed in seeds:
+        whole_number("seeds", seed, 0)
+    whole_number("num_users", num_users, 1)
+    whole_number("num_edge_gpus", num_edge_gpus, 1)
     sizes, medians = curve.medians()
     line = fit_line(curve)
     bent, rows = fit_two_piece(sizes, medians).shared_by(num_edge_gpus), []
@@ -178,9 +195,11 @@ def loss_of_the_line(
 
 def fit_gap(curve: Curve) -> float:
     """Largest relative error of a curve's line at its measured batches, inside the fitted range and beyond."""
+    instance_of("curve", curve, Curve)
     return float(np.abs(line_error(fit_line(curve), *curve.medians())).max())
 
 
 def fit_line(curve: Curve) -> LatencyModel:
     """The line through a curve's medians up to batch 18, its intercept held at zero if it would be negative."""
+    instance_of("curve", curve, Curve)
     return curve.fit(nonnegative=True).model

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from splitpoint.files import data_path, project_root, results_path, write_meta, write_rows
+from splitpoint.files import can_write, data_path, project_root, results_path, write_meta, write_rows
 from splitpoint.learning.agent import COMMITTED, Agent, evaluate_agent, load_agent
 from splitpoint.learning.settings import TrainingSettings
 from splitpoint.learning.training import train_agent
@@ -279,7 +279,7 @@ TABLES: dict[str, tuple[Callable[[], Iterable[dict]], str]] = {
 def write_table(name: str) -> Path:
     """Make one of TABLES and write it with its sidecar to ``data/learning``."""
     function, kind = TABLES[name]
-    path = data_path("learning", f"{name}.csv")
+    path = can_write("data", data_path("learning", f"{name}.csv"))
     write_rows(path, function())
     write_meta(
         path,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from splitpoint.checks import a_row, a_sequence, finite_number, instance_of, one_of, whole_number
 from splitpoint.edge import (
     ConstantCapacity,
     Edge,
@@ -23,7 +24,8 @@ from splitpoint.edge import (
     price_bound,
     simulate,
 )
-from splitpoint.files import data_path, write_meta, write_rows
+from splitpoint.edge.request import some_edges
+from splitpoint.files import can_write, data_path, write_meta, write_rows
 from splitpoint.offloading import published_latency
 from splitpoint.offloading.hardware import RELEASED_STEPS, Scenario
 from splitpoint.tables import code_digest, load_or_run
@@ -36,6 +38,8 @@ COMPUTE = {"constant": ConstantCapacity(), "fluctuating": MarkovCapacity((1.0, 0
 
 def released_edge(num_gpus: int = 16, compute: str = "constant") -> Edge:
     """The released edge: the fastest GPU's line divided by ``num_gpus``; ``compute`` is a key of ``COMPUTE``."""
+    whole_number("num_gpus", num_gpus, 1)
+    one_of("compute", compute, COMPUTE)
     return Edge(published_latency()[0].shared_by(num_gpus), COMPUTE[compute])
 
 
@@ -50,6 +54,7 @@ def named_edge(scenario: Scenario) -> tuple[Edge, Users]:
     Raises:
         ValueError: for another number of steps.
     """
+    instance_of("scenario", scenario, Scenario)
     if scenario.num_steps != RELEASED_STEPS:
         raise ValueError(f"num_steps={scenario.num_steps} is not {RELEASED_STEPS}, the steps of an edge over time")
     handover_s = scenario.parameters.transfer_s_per_user
@@ -71,7 +76,16 @@ def play(
     Returns:
         One row a policy and path: ``policy, path, gain_s, bound_s, share`` (of the bound), ``granted`` (share of
         requests), ``steps`` (mean, of those granted).
+
+    Raises:
+        ValueError: for no edges, paths or policies, or bounds that are not one a path.
     """
+    edges = some_edges(edges)
+    for path in a_sequence("paths", paths):
+        instance_of("paths", path, Path)
+    instance_of("named", named, dict)
+    if bounds is not None and len(a_row("bounds", bounds)) != len(paths):
+        raise ValueError(f"bounds are {len(bounds)}; valid is one for each of the {len(paths)} paths")
     bounds = [price_bound(edges, path) for path in paths] if bounds is None else bounds
     rows = []
     for name, policy in named.items():
@@ -114,7 +128,17 @@ def policy_sweep(
 
     Returns:
         The rows of ``play`` with ``rate_hz``.
+
+    Raises:
+        ValueError: for an unknown policy or compute, or a number outside its range; before anything is played.
     """
+    a_row("rates_hz", rates_hz, 0.0, open_end=True)
+    for policy in () if names is None else a_sequence("names", names):
+        one_of("names", policy, policies())
+    whole_number("num_paths", num_paths, 1)
+    finite_number("horizon_s", horizon_s, 0.0, open_end=True)
+    one_of("compute", compute, COMPUTE)
+    whole_number("seed", seed, 0)
     names = list(names or QUICK)
     common = dict(num_paths=num_paths, horizon_s=horizon_s, compute=compute, seed=seed)
     tasks = [common | dict(rate_hz=rate, policy=policy) for rate in rates_hz for policy in names]
@@ -164,8 +188,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=("policies", "twin"))
     name = parser.parse_args().name
-    path = data_path("edge", f"{name}.csv")
-    path.parent.mkdir(exist_ok=True)
+    path = can_write("data", data_path("edge", f"{name}.csv"))
     if name == "twin":
         table, settings = twin_table(), {}
     else:

@@ -143,6 +143,12 @@ def solve_times(
     Raises:
         ValueError: for an unknown method, options that it does not take, or fewer than one window.
     """
+    for value in a_sequence("num_users", num_users):
+        whole_number("num_users", value, 1)
+    instance_of("methods", methods, dict)
+    for label, options in methods.items():
+        instance_of(f"methods[{label!r}]", options, dict)
+    whole_number("num_edge_gpus", num_edge_gpus, 1)
     whole_number("num_seeds", num_seeds, 1)
     finite_number("give_up_s", give_up_s, 0.0, open_end=True)
     solver_functions = {label: get_solver(options.get("method", "exact")) for label, options in methods.items()}

@@ -85,6 +85,18 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train_agent(TINY, seed=5, checkpoint=tmp_path / "state", progress=False)
 
 
+def test_a_checkpoint_with_any_flipped_bit_is_refused(tmp_path):
+    train_agent(TINY, looks=4, checkpoint=tmp_path / "state", stop_after=64, progress=False)
+    path = tmp_path / "state.training.safetensors"
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).integers(len(whole), size=60):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << (place % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="delete it to start over"):
+            train_agent(TINY, looks=4, checkpoint=tmp_path / "state", progress=False)
+
+
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh"])
 def test_numpy_and_torch_decide_alike(activation):
     for learner in ("dqn", "ppo"):

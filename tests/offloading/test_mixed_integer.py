@@ -1,7 +1,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from splitpoint.offloading import Instance, LatencyModel, SystemParameters, sample_instance, solve
 
 MILP = "from splitpoint.offloading import *; print(solve(released_instance(3, 4, 0), 'milp').status)"
 DIRECTLY = """
@@ -42,3 +45,16 @@ def test_a_process_without_standard_output_can_solve():
     )
     done = run(code)
     assert done.stderr == "optimal", done.stderr
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-10])
+def test_the_unit_of_time_does_not_change_the_plan(scale):
+    """Utilities of a billionth of a second are far below a solver's tolerances."""
+    seconds = sample_instance(6, 4, np.random.default_rng(2), SystemParameters(prompt_bits=0, intermediate_bits=0))
+    edge = LatencyModel(scale * seconds.edge.slope_s, scale * seconds.edge.intercept_s)
+    small = Instance(edge, scale * seconds.device_step_s, scale * seconds.alpha, seconds.arrival_s, seconds.parameters)
+    for whole in (False, True):
+        plans = [solve(window, "milp", whole_steps=whole) for window in (seconds, small)]
+        assert plans[0].granted.any() and np.array_equal(plans[0].granted, plans[1].granted)
+        np.testing.assert_allclose(plans[0].split_points, plans[1].split_points, atol=1e-3)
+    assert (plans[1].split_points == np.round(plans[1].split_points)).all()

@@ -162,3 +162,9 @@ def test_a_mistyped_method_does_not_pass_for_one_that_gives_up(options, message,
 def test_a_solver_of_ones_own_is_timed_too(scratch_project, monkeypatch):
     monkeypatch.setitem(_SOLVERS, "mine", with_key(2, "first 2"))
     assert len(solve_times("times", num_users=(4,), methods={"mine": {"method": "mine"}}, num_seeds=2)) == 2
+
+
+def test_users_may_be_counted_by_numpy(scratch_project):
+    options = dict(num_edge_gpus=(4,), num_seeds=1, methods=("all_local",))
+    plain = reward_sweep("t", num_users=[2, 3], **options)
+    pd.testing.assert_frame_equal(reward_sweep("t", num_users=np.arange(2, 4), **options), plain)

@@ -1,5 +1,6 @@
 """The learners behind ``train_agent``: SB3's DQN with prioritized replay, and SB3's PPO."""
 
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -292,9 +293,9 @@ class _Watch(BaseCallback):
             "settings": json.loads(self.settings.to_json()),
         }
         rest["arrays"] = sorted(arrays)
-        blob = save(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata={"state": json.dumps(rest)}
-        )
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        state = json.dumps(rest)
+        blob = save(arrays, metadata={"state": state, "sha256": _checksum(arrays, state)})
         write_atomically(self.checkpoint.with_suffix(".training.safetensors"), blob)
 
     def resume(self, learner: BaseAlgorithm) -> None:
@@ -305,9 +306,12 @@ class _Watch(BaseCallback):
             arrays = load_file(path)
             with path.open("rb") as file:
                 header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            rest = json.loads(header["__metadata__"]["state"])
-        except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+            state, checksum = (header["__metadata__"][name] for name in ("state", "sha256"))
+            rest = json.loads(state)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path.name} is not a training checkpoint; delete it to start over") from error
+        if _checksum(arrays, state) != checksum:
+            raise ValueError(f"{path.name} does not match its own checksum: damaged; delete it to start over")
         if rest["settings"] != json.loads(self.settings.to_json()):
             raise ValueError(f"{path.name} is a checkpoint of other settings; delete it to start over")
         self.env.restore(_part(arrays, "env"), rest["env"])
@@ -338,6 +342,10 @@ _COUNTERS = (
     "exploration_rate",
     "_current_progress_remaining",
 )
+
+
+def _checksum(arrays: dict[str, np.ndarray], state: str) -> str:
+    return hashlib.sha256(save(arrays) + state.encode()).hexdigest()
 
 
 def _part(arrays: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

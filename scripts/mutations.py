@@ -252,7 +252,7 @@ MUTATIONS = [
     ("diffusion/hybrid.py", "mul(255).round()", "mul(255)", f"{HYBRID} -k pictures"),
     ("diffusion/hybrid.py", "served > self.max_batch", "served >= self.max_batch", f"{HYBRID} -k full_edge"),
     (
-        "diffusion/hybrid.py",
+        "diffusion/users.py",
         "finally:\n            _switch(pipeline, None)",
         "finally:\n            pass",
         f"{HYBRID} -k untouched",

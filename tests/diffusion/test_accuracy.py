@@ -22,7 +22,7 @@ from splitpoint.diffusion.accuracy import (
     summarize_pai,
     text_scores,
 )
-from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, load_users
+from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode
 from splitpoint.diffusion.judges import (
     Judges,
     PooledCLIP,
@@ -31,6 +31,7 @@ from splitpoint.diffusion.judges import (
     mini_judges,
     stable_diffusion_judges,
 )
+from splitpoint.diffusion.users import load_users
 from splitpoint.files import data_path, read_meta
 
 from .tiny_pipeline import make_pipeline, make_tokenizer, save_adapter

@@ -15,19 +15,9 @@ from diffusers import (
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
-from splitpoint.diffusion.hybrid import (
-    ADAPTER_FILE,
-    GenerationCancelled,
-    HybridPipeline,
-    User,
-    adapter_name,
-    decode,
-    hybrid_generate,
-    load_users,
-    model_fingerprint,
-    to_images,
-)
+from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, hybrid_generate, to_images
 from splitpoint.diffusion.packet import Packet, _checksum
+from splitpoint.diffusion.users import ADAPTER_FILE, User, adapter_name, load_users, model_fingerprint
 
 from .tiny_pipeline import TARGETS, make_pipeline, save_adapter
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion import personalize as personal
 from splitpoint.diffusion.emoji import default_concepts, load_emoji
-from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, load_users, mini_users
 from splitpoint.diffusion.mini import draw, load_mini
 from splitpoint.diffusion.mini_networks import build_mini, token_ids
 from splitpoint.diffusion.personalize import (
@@ -24,6 +23,7 @@ from splitpoint.diffusion.personalize import (
     user_path,
     vendor_pictures,
 )
+from splitpoint.diffusion.users import ADAPTER_FILE, adapter_name, load_users, mini_users
 from splitpoint.files import read_meta, write_meta
 
 from .test_mini import SMALLEST

@@ -15,7 +15,7 @@ _HOMES = {
     "load_mini": "mini",
     "HybridPipeline": "hybrid",
     "hybrid_generate": "hybrid",
-    "measure_pai": "quality",
+    "measure_pai": "accuracy",
 }
 
 __all__ = list(_HOMES)

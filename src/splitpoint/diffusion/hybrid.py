@@ -5,30 +5,18 @@ requests in one batch that each leaves at its own step; what leaves is a ``Packe
 packet alone. Works with the miniature and with any pipeline of Stable Diffusion's parts.
 """
 
-import copy
-import hashlib
 import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from threading import Event, Lock, RLock
-from weakref import WeakKeyDictionary
+from threading import Event
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
-from huggingface_hub import file_exists, hf_hub_download
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from splitpoint.diffusion.packet import Packet
-from splitpoint.diffusion.quiet import quiet
-from splitpoint.files import data_path, read_meta, sha256
+from splitpoint.diffusion.users import ADAPTER_FILE, User, adapter_on, load_users, mini_users, model_fingerprint
+from splitpoint.files import data_path, read_meta
 from splitpoint.progress import progress_bar
 
 BATCHINGS = ("early_exit", "static")
@@ -37,13 +25,6 @@ _SCHEDULERS = {  # name: class, and what a deterministic run on unbounded latent
     "euler": (EulerDiscreteScheduler, {}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "thresholding": False}),
 }
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it, and this project
-_PEFT_FILE = "adapter_model.safetensors"  # as peft names it
-_fingerprints: WeakKeyDictionary = WeakKeyDictionary()
-_adapted: WeakKeyDictionary = WeakKeyDictionary()
-_contents: WeakKeyDictionary = WeakKeyDictionary()  # of a denoiser: {adapter: checksum of its file}
-_locks: WeakKeyDictionary = WeakKeyDictionary()
-_making_locks = Lock()
 
 OnStep = Callable[[int, list[int], torch.Tensor], None]
 Cancel = Callable[[], bool] | Event
@@ -51,21 +32,6 @@ Cancel = Callable[[], bool] | Event
 
 class GenerationCancelled(RuntimeError):
     """Raised between two denoising steps once ``cancel`` says so."""
-
-
-@dataclass(frozen=True)
-class User:
-    """What one user's device holds: a pipeline, and the adapter to switch on in it if the model is a LoRA."""
-
-    name: str
-    pipeline: StableDiffusionPipeline
-    adapter: str | None = None
-
-    @contextmanager
-    def model(self) -> Iterator[StableDiffusionPipeline]:
-        """The pipeline with this user's adapter on; afterwards every adapter is off again."""
-        with adapter_on(self.pipeline, self.adapter) as pipeline:
-            yield pipeline
 
 
 @dataclass(frozen=True)
@@ -388,14 +354,6 @@ def hybrid_generate(
     )
 
 
-def mini_users() -> tuple[str, ...]:
-    """Names of the miniature's users: the folders with an adapter in ``data/models/users``, vendors first."""
-    from splitpoint.diffusion.emoji import STYLES
-
-    names = [file.parent.name for file in data_path("models", "users").glob(f"*/{ADAPTER_FILE}")]
-    return tuple(sorted(names, key=lambda name: ([*STYLES, name].index(name), name)))
-
-
 def load_mini_hybrid(merge: bool = False, **settings) -> HybridPipeline:
     """The miniature on the edge and its users, each with one vendor's style.
 
@@ -414,78 +372,6 @@ def load_mini_hybrid(merge: bool = False, **settings) -> HybridPipeline:
     edge, users = load_users(load_mini(), folders, merge=merge)
     given = {name: value for name, value in settings.items() if value is not None}
     return HybridPipeline(edge, users, **{"guidance_scale": GUIDANCE_SCALE, **given})
-
-
-def load_users(
-    base: str | Path | StableDiffusionPipeline,
-    personal: Sequence[str | Path] | Mapping[str, str | Path],
-    *,
-    merge: bool = False,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device | None = None,
-) -> tuple[StableDiffusionPipeline, dict[str, User]]:
-    """Load a cluster-wide pipeline and the users' personal models.
-
-    Args:
-        base: folder or hub name of a Stable-Diffusion-like pipeline, or the pipeline itself.
-        personal: folders, files or hub names, each a full fine-tuned pipeline (DreamBooth) or a LoRA adapter;
-            a mapping gives the users' names, a list takes them from the last part of each path.
-        merge: give each LoRA user a copy of the denoiser with the adapter merged into it: faster steps for more
-            memory, the same up to rounding.
-        dtype: of the weights; as stored if left out.
-        device: where to put the pipelines, one that was given too; for instance "cuda".
-
-    Returns:
-        The edge's pipeline, and name -> ``User``; LoRA users share the edge's weights.
-
-    Raises:
-        ValueError: if a path holds neither a pipeline nor an adapter, or one that does not fit the base.
-    """
-    if not isinstance(personal, Mapping):
-        names = [Path(path).stem if str(path).endswith(".safetensors") else Path(path).name for path in personal]
-        if len(set(names)) < len(names):
-            raise ValueError(f"personal={names} has a name twice; pass a mapping from user name to path")
-        personal = dict(zip(names, personal))
-    if not personal:
-        raise ValueError("personal is empty: at least one user's model is needed")
-    edge = base if isinstance(base, StableDiffusionPipeline) else _load_pipeline(base, dtype, device)
-    if device is not None:
-        edge.to(device)
-    users = {}
-    for name, path in personal.items():
-        if _is_adapter(path) and merge:
-            users[name] = User(name, _merged(edge, path, name))
-        elif _is_adapter(path):
-            users[name] = User(name, edge, add_adapter(edge, path, name))
-        else:
-            users[name] = User(name, _load_pipeline(path, dtype or edge.unet.dtype, device or edge.device))
-            if model_fingerprint(users[name].pipeline) != model_fingerprint(edge):
-                raise ValueError(
-                    f"personal={str(path)!r} is not a fine-tune of the base: its autoencoder, latent "
-                    "shape or prediction type differs"
-                )
-    return edge, users
-
-
-def model_fingerprint(pipeline: StableDiffusionPipeline) -> str:
-    """What edge and device must share, in 16 hexadecimal digits: autoencoder, latent shape, prediction type.
-
-    The denoisers' own weights are left out: they are meant to differ. Weights are compared in half precision.
-    """
-    vae, unet = pipeline.vae, pipeline.unet
-    if vae not in _fingerprints:
-        digest = hashlib.blake2b(digest_size=8)
-        for name, tensor in sorted(vae.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-        _fingerprints[vae] = digest.hexdigest()
-    shape = [
-        unet.config.in_channels,
-        unet.config.sample_size,
-        unet.config.cross_attention_dim,
-        vae.config.scaling_factor,
-        pipeline.scheduler.config.prediction_type,
-    ]
-    return hashlib.blake2b((_fingerprints[vae] + json.dumps(shape)).encode(), digest_size=8).hexdigest()
 
 
 def scheduler_config(pipeline: StableDiffusionPipeline, scheduler: str, options: Mapping[str, object] = {}) -> dict:
@@ -528,27 +414,6 @@ def decode(pipeline: StableDiffusionPipeline, latents: torch.Tensor) -> torch.Te
 def to_images(pictures: torch.Tensor) -> list[Image.Image]:
     """Pictures (B, 3, H, W) with values in [0, 1] as PIL images."""
     return [Image.fromarray(picture.permute(1, 2, 0).mul(255).round().byte().cpu().numpy()) for picture in pictures]
-
-
-@contextmanager
-def adapter_on(pipeline: StableDiffusionPipeline, adapter: str | None) -> Iterator[StableDiffusionPipeline]:
-    """The pipeline with exactly one adapter on, or none; afterwards every adapter is off.
-
-    Users share the edge's weights and an adapter is a switch on them, so one thread at a time has the pipeline; others
-    wait for their turn. (Merged users have weights of their own, and wait for nobody.)
-    """
-    with _lock_of(pipeline):
-        try:
-            _switch(pipeline, adapter)
-            yield pipeline
-        finally:
-            _switch(pipeline, None)
-
-
-def _lock_of(pipeline: StableDiffusionPipeline) -> RLock:
-    """The lock of a pipeline's denoiser; users that share it share the lock."""
-    with _making_locks:
-        return _locks.setdefault(pipeline.unet, RLock())
 
 
 @dataclass(eq=False)
@@ -723,163 +588,3 @@ def _latent_shape(unet) -> tuple[int, int, int]:
     size = unet.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return unet.config.in_channels, height, width
-
-
-def _switch(pipeline: StableDiffusionPipeline, adapter: str | None) -> None:
-    found = adapter is None
-    for layer in (*_adapter_layers(pipeline.unet), *_adapter_layers(pipeline.text_encoder)):
-        mine = adapter is not None and adapter in layer.scaling
-        if mine or not layer.disable_adapters:  # switching off what is off already costs milliseconds
-            layer.enable_adapters(mine)
-        if mine:
-            layer.set_adapter(adapter)
-        found |= mine
-    if not found:
-        raise ValueError(f"adapter={adapter!r} is not loaded in this pipeline")
-
-
-def _adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
-    """The layers that hold adapters, remembered until another adapter comes or goes: a walk costs milliseconds."""
-    names = tuple(getattr(model, "peft_config", ()))
-    if model not in _adapted or _adapted[model][0] != names:
-        _adapted[model] = names, [layer for layer in model.modules() if isinstance(layer, BaseTunerLayer)]
-    return _adapted[model][1]
-
-
-def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> StableDiffusionPipeline:
-    as_asked = {} if dtype is None else {"dtype": dtype}
-    try:
-        with quiet():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                path, safety_checker=None, use_safetensors=True, requires_safety_checker=False, **as_asked
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{str(path)!r} holds neither a Stable Diffusion pipeline in safetensors nor a LoRA adapter: {error}"
-        ) from error
-    return pipeline if device is None else pipeline.to(device)
-
-
-def _is_adapter(path: str | Path) -> bool:
-    if Path(path).exists():
-        return _adapter_file(path).is_file()
-    try:
-        return file_exists(str(path), ADAPTER_FILE)
-    except Exception:  # no network, or no such name: loading it as a pipeline says which
-        return False
-
-
-def _adapter_file(path: str | Path) -> Path:
-    path = Path(path)
-    if path.is_file():
-        return path
-    return next((path / name for name in (ADAPTER_FILE, _PEFT_FILE) if (path / name).is_file()), path / ADAPTER_FILE)
-
-
-def adapter_name(user: str) -> str:
-    """The name under which peft keeps a user's adapter: made from the user's, since peft gives words a meaning.
-
-    It files adapters as attributes and splits their names, so that a user called "1", "weight" or "to_q" would collide
-    with its own layers, and "ann-lee" with "ann_lee".
-    """
-    return "user_" + hashlib.sha256(user.encode(errors="surrogatepass")).hexdigest()[:12]
-
-
-def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) -> str:
-    """Load a user's LoRA into a pipeline, switched off.
-
-    Args:
-        pipeline: changed in place only if the whole adapter fits.
-        path: folder, file or hub name, as diffusers or as peft writes adapters.
-        user: the user's name.
-
-    Returns:
-        the adapter's name.
-
-    Raises:
-        ValueError: if it is not a LoRA for this model, or if only a part of the file would be loaded.
-    """
-    file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
-    _check_adapter(pipeline, file)
-    held, content = _contents.setdefault(pipeline.unet, {}), sha256(file)
-    adapter, number = adapter_name(user), 1
-    while _has_adapter(pipeline, adapter) and held.get(adapter) != content:  # another one of that name stays as it is
-        number += 1
-        adapter = f"{adapter_name(user)}_{number}"
-    if _has_adapter(pipeline, adapter):
-        return adapter
-    try:
-        with quiet():
-            if file.name == _PEFT_FILE:
-                pipeline.unet.add_adapter(LoraConfig.from_pretrained(file.parent), adapter)
-                set_peft_model_state_dict(pipeline.unet, load_file(file), adapter)
-            else:
-                pipeline.load_lora_weights(str(file), adapter_name=adapter)
-        _check_complete(pipeline, file, adapter)
-    except (RuntimeError, ValueError, KeyError) as error:
-        if _has_adapter(pipeline, adapter):
-            pipeline.delete_adapters(adapter)
-        raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {error}") from error
-    _switch(pipeline, None)
-    held[adapter] = content
-    return adapter
-
-
-def _has_adapter(pipeline: StableDiffusionPipeline, adapter: str) -> bool:
-    return any(adapter in getattr(part, "peft_config", {}) for part in (pipeline.unet, pipeline.text_encoder))
-
-
-def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str) -> None:
-    """Refuse a file of which only a part was loaded, or numbers that are none: neither would be said otherwise."""
-    loaded: list[torch.Tensor] = []
-    for part in (pipeline.unet, pipeline.text_encoder):
-        if adapter in getattr(part, "peft_config", {}):
-            loaded += get_peft_model_state_dict(part, adapter_name=adapter).values()
-    with safe_open(file, "pt") as weights:
-        listed = sum(".alpha" not in key for key in weights.keys())
-    if len(loaded) != listed:
-        raise ValueError(
-            f"it lists {listed} tensors of which {len(loaded)} were loaded; its keys must follow one naming"
-        )
-    if any(tensor.is_meta or not torch.isfinite(tensor).all() for tensor in loaded):
-        raise ValueError("a tensor was not loaded, or holds NaN or infinity")
-
-
-def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> StableDiffusionPipeline:
-    own = {part: copy.deepcopy(getattr(edge, part)) for part in ("unet", "text_encoder")}
-    pipeline = type(edge)(**{**edge.components, **own}, requires_safety_checker=False)
-    adapter = add_adapter(pipeline, path, name)
-    with adapter_on(pipeline, adapter):
-        pipeline.fuse_lora(adapter_names=[adapter])
-        pipeline.unload_lora_weights()
-    return pipeline
-
-
-def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
-    """Refuse an adapter of another model before anything is changed."""
-    layers = {
-        f"{part}.{name}": module
-        for part in ("unet", "text_encoder")
-        for name, module in getattr(pipeline, part).named_modules()
-    }
-    with safe_open(file, "pt") as weights:
-        if not list(weights.keys()):
-            raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: it holds no tensor")
-        for key in weights.keys():
-            target, marker, rest = key.replace("base_model.model.", "unet.").partition(".lora_")
-            if marker and rest not in ("A.weight", "B.weight", "A.bias", "B.bias"):
-                raise ValueError(
-                    f"personal={file.parent.name!r} is not a LoRA for this model: {key} ends in {marker}{rest}; "
-                    "valid are .lora_A.weight and .lora_B.weight"
-                )
-            if not marker or not rest.startswith("A"):
-                continue
-            module = layers.get(f"{target}.base_layer", layers.get(target))
-            inputs = weights.get_slice(key).get_shape()[1]
-            if module is None or module.weight.shape[1] != inputs:
-                problem = (
-                    "names no layer of it"
-                    if module is None
-                    else f"expects {inputs} inputs where the model has {module.weight.shape[1]}"
-                )
-                raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: {key} {problem}")

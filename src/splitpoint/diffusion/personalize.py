@@ -29,10 +29,10 @@ from splitpoint.diffusion.emoji import (
     known_concepts,
     load_emoji,
 )
-from splitpoint.diffusion.hybrid import ADAPTER_FILE, adapter_name, add_adapter, mini_users
 from splitpoint.diffusion.mini import draw, load_mini, warn_unknown
 from splitpoint.diffusion.mini_networks import encode_images, token_ids
 from splitpoint.diffusion.training import Run, bfloat16_is_fast, fit, noised, training_device, writable_folder
+from splitpoint.diffusion.users import ADAPTER_FILE, adapter_name, add_adapter, mini_users
 from splitpoint.files import data_path, read_meta, write_meta, write_rows
 
 RANK = 10

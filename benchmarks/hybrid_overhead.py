@@ -13,8 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from splitpoint.diffusion.hybrid import HybridPipeline, User, decode, load_mini_hybrid, starting_noise, to_images
+from splitpoint.diffusion.hybrid import HybridPipeline, decode, load_mini_hybrid, to_images
 from splitpoint.diffusion.packet import Packet
+from splitpoint.diffusion.users import User
 from splitpoint.files import device_name
 
 PROMPTS = ["birthday cake", "red apple", "dog face", "automobile", "umbrella", "rocket", "mushroom", "house"]
@@ -29,7 +30,7 @@ def bare_loop(hybrid: HybridPipeline, prompt: str, seed: int):
     pipeline, scale = hybrid.pipeline, hybrid.guidance_scale
     scheduler = DDIMScheduler(**hybrid.scheduler_config)
     scheduler.set_timesteps(hybrid.num_steps)
-    latent = starting_noise(pipeline, scheduler, seed)[None]
+    latent = torch.randn((1, *hybrid.family.latent_shape), generator=torch.Generator().manual_seed(seed))
     context = torch.cat([pipeline.encode_prompt(text, "cpu", 1, False)[0] for text in ("", prompt)])
     for timestep in scheduler.timesteps:
         without, with_prompt = pipeline.unet(torch.cat([latent] * 2), timestep, context).sample.chunk(2)

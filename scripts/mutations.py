@@ -247,8 +247,8 @@ MUTATIONS = [
     ("learning/agent.py", "x = act(x) if i < last else x", "x = act(x)", f"{AGENT} -k alike"),
     # --- diffusion ---
     ("diffusion/packet.py", "torch.isfinite(tensor).all()", "torch.isfinite(tensor).any()", f"{HYBRID} -k do_not_fit"),
-    ("diffusion/hybrid.py", "min(step, order)", "min(step + 1, order)", f"{HYBRID} -k same_model"),
-    ("diffusion/hybrid.py", "vae.dtype) / vae.config", "vae.dtype) * vae.config", f"{HYBRID} -k same_model"),
+    ("diffusion/hybrid.py", 'if batching == "static" and stop', "if stop", f"{HYBRID} -k handed_over"),
+    ("diffusion/families.py", "/ config.scaling_factor", "* config.scaling_factor", f"{HYBRID} -k same_model"),
     ("diffusion/hybrid.py", "mul(255).round()", "mul(255)", f"{HYBRID} -k pictures"),
     ("diffusion/hybrid.py", "served > self.max_batch", "served >= self.max_batch", f"{HYBRID} -k full_edge"),
     (
@@ -257,10 +257,10 @@ MUTATIONS = [
         "finally:\n            pass",
         f"{HYBRID} -k untouched",
     ),
-    ("diffusion/hybrid.py", "tuple(tensor.shape) != shape", "tensor.ndim != 3", f"{HYBRID} -k do_not_fit"),
+    ("diffusion/batch.py", "tuple(tensor.shape) != shape", "tensor.ndim != 3", f"{HYBRID} -k do_not_fit"),
     (
         "diffusion/hybrid.py",
-        "_run_of(packet) != _run_of(first)",
+        "_run_of(packet) != _run_of(packets[0])",
         "_run_of(packet) != _run_of(packet)",
         f"{HYBRID} -k do_not_fit",
     ),

@@ -164,9 +164,9 @@ def test_pictures_may_be_scored_against_another_text(measure):
         (dict(seeds=[1, 1]), "seeds=.* holds one value twice"),
         (dict(users=["ann"]), "at least 2"),
         (dict(users=["ann", "zoe"]), "user='zoe' is unknown"),
-        (dict(splits=[0, 5]), r"split_points holds 5: whole numbers in \[0, 4\]"),
-        (dict(splits=[-1]), "split_points holds -1"),
-        (dict(prompts=["cat", ""]), "prompts holds ''"),
+        (dict(splits=[0, 5]), r"split_points=5 is outside \[0, 4\]"),
+        (dict(splits=[-1]), "split_points=-1"),
+        (dict(prompts=["cat", ""]), "prompts=''"),
     ],
 )
 def test_bad_measurements_are_refused(measure, arguments, message):

@@ -82,6 +82,28 @@ def test_same_model_on_both_sides_is_the_unsplit_run_bit_for_bit(models, schedul
     torch.testing.assert_close(decode(edge, unsplit), pictures)
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_against_diffusers_own_pipeline_at_most_a_ten_thousandth_of_a_latents_scale(models, scheduler, prediction):
+    edge = models[0]
+    own = EulerDiscreteScheduler.from_config(edge.scheduler.config, prediction_type=prediction)
+    edge = StableDiffusionPipeline(**{**edge.components, "scheduler": own}, requires_safety_checker=False)
+    run = HybridPipeline(edge, {}, num_steps=STEPS, scheduler=scheduler, guidance_scale=3.0)
+    ours = torch.stack([packet.latent for packet in run.edge_phase(["cat", "dog"], [0, 0], [5, 6])])
+    edge.scheduler = SCHEDULERS[scheduler].from_config(own.config)
+    edge.set_progress_bar_config(disable=True)
+    seeds = [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+    theirs = edge(["cat", "dog"], 16, 16, STEPS, guidance_scale=3.0, output_type="latent", generator=seeds).images
+    assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
+
+
+def test_numbers_that_are_none_stop_the_run_instead_of_being_drawn():
+    edge = make_pipeline()
+    edge.unet.conv_out.weight.data[0] = torch.nan
+    with pytest.raises(FloatingPointError, match="'cat' is no longer finite after step 1"):
+        HybridPipeline(edge, {}, num_steps=STEPS).edge_phase("cat", 2)
+
+
 OTHER_SPACINGS = [
     ("ddim", {"timestep_spacing": "trailing"}),
     ("euler", {"use_karras_sigmas": True}),
@@ -399,18 +421,18 @@ def test_adapters_and_pipelines_of_another_model_are_refused(models, folder, tmp
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(split_points=STEPS + 1), r"split_points holds 7: whole numbers in \[0, 6\]"),
-        (dict(split_points=-1), r"split_points holds -1"),
-        (dict(split_points=1.5), "split_points holds 1.5"),
-        (dict(split_points=float("nan")), "split_points holds nan"),
+        (dict(split_points=STEPS + 1), r"split_points=7 is outside \[0, 6\]"),
+        (dict(split_points=-1), "split_points=-1"),
+        (dict(split_points=1.5), "split_points=1.5 is not a whole number"),
+        (dict(split_points=float("nan")), "split_points=nan"),
         (dict(split_points=[1, 2, 3]), "lengths differ"),
         (dict(split_points=[]), "split_points is empty"),
-        (dict(seed=-1), "seed holds -1"),
-        (dict(prompts=["cat", " "]), "prompts holds ' '"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(prompts=["cat", " "]), "prompts=' '"),
         (dict(prompts=[]), "prompts is empty"),
         (dict(users=[]), "users is empty"),
         (dict(users="zoe"), "user='zoe' is unknown; there are me, ann, bob, cyd"),
-        (dict(batching="dynamic"), "batching='dynamic' is not one of early_exit, static"),
+        (dict(batching="dynamic"), "batching='dynamic' is unknown; there are: early_exit, static"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(models, arguments, message):
@@ -440,9 +462,9 @@ def test_the_pipelines_own_scheduler_does_not_matter(models):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (dict(num_steps=0), "num_steps=0 must be a whole number"),
+        (dict(num_steps=0), r"num_steps=0 is outside \[1, 1000\]"),
         (dict(num_steps=2.5), "num_steps=2.5"),
-        (dict(scheduler="pndm"), r"scheduler='pndm' is not one of ddim, euler, dpmsolver\+\+"),
+        (dict(scheduler="pndm"), r"scheduler='pndm' is unknown; there are: ddim, euler, dpmsolver\+\+"),
         (dict(guidance_scale=float("nan")), "guidance_scale=nan"),
         (dict(packet_dtype="int8"), "packet_dtype='int8'"),
     ],

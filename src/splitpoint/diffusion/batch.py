@@ -3,7 +3,7 @@
 Four verbs. ``prepare`` makes a row of a request or of a packet (text, noise, table) and may run in another thread.
 ``admit`` lets prepared rows into the batch, and ``step`` takes every row one step on in one forward pass; rows may
 differ in step, number of steps, guidance, sampler and prompt. ``finish`` makes a ``Packet`` of a row, and ``release``
-forgets one. It serves an edge phase and, from a packet, a device phase; ``hybrid`` still has a loop of its own.
+forgets one. It is the one loop behind ``hybrid``'s edge phase and device phase, ``profile`` and a running edge.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -200,7 +200,7 @@ class StepBatch:
                 f"rows holds {len(rows)} rows; {self.size - len(self._rows)} of {self.size} places are free"
             )
         self._rows += rows
-        self._settled = False
+        self._settled = self._settled and not rows
 
     def snapshot(self, row: Row) -> Packet:
         """What a row is now, as a packet that shares no memory with the batch; the row stays where it is.
@@ -262,7 +262,7 @@ class StepBatch:
         self._clean = None if self._clean is None else clean
         self._index += self._stride
         latents = self._latents if len(rows) == len(self._slots) else self._latents[places]
-        finite = latents.flatten(1).isfinite().all(1).tolist()
+        finite = latents.flatten(1).isfinite().all(1).cpu().tolist()
         for row, well in zip(rows, finite):
             row.step += 1
             if not well and row.error is None:
@@ -297,7 +297,7 @@ class StepBatch:
         for half in (places[: len(places) // 2], places[len(places) // 2 :]):
             kept = range(len(slots)) if padded else half  # a padded batch keeps its shape
             part = [slots[place] if place in half else None for place in kept]
-            given = torch.zeros_like(inputs).index_copy(0, torch.tensor(half, device=inputs.device), inputs[half])
+            given = torch.zeros_like(inputs).index_copy(0, torch.tensor(half).to(inputs.device), inputs[half])
             lines = _Lines(part, self.family, padded)
             found = self._output(part, lines, given[list(kept)], timesteps[list(kept)])
             output[half] = found[half] if padded else found
@@ -337,8 +337,8 @@ class StepBatch:
             starts[table], total = total, total + len(values)
         self._values = torch.cat(list(tables.values())).to(place["device"])
         index = [0 if row is None else starts[row.table] + row.step for row in slots]
-        self._index = torch.tensor(index, device=place["device"])
-        self._stride = torch.tensor([int(row is not None) for row in slots], device=place["device"])
+        self._index = torch.tensor(index).to(place["device"])
+        self._stride = torch.tensor([int(row is not None) for row in slots]).to(place["device"])
 
     def _placed(self) -> list[Row | None]:
         """Rows by place: one after the other, or each where it was with newcomers in the free places."""
@@ -365,11 +365,11 @@ class _Lines:
         guided = [place for place, row in enumerate(slots) if row is not None and row.guided]
         doubled = list(range(len(slots))) if double_all else guided
         self.doubled, self.all_guided = len(doubled), len(guided) == len(slots)
-        tensor = lambda values: torch.tensor(values, device=device)
+        tensor = lambda values: torch.tensor(values).to(device)
         self.slots = tensor([*doubled, *range(len(slots))])
         self.guided, self.halves = tensor(guided), tensor([doubled.index(place) for place in guided])
         scales = [1.0 if row is None else row.guidance_scale for row in slots]
-        self.scales = torch.tensor(scales, device=device).reshape(-1, *[1] * len(family.latent_shape))
+        self.scales = tensor(scales).reshape(-1, *[1] * len(family.latent_shape))
         some = next(row for row in slots if row is not None)
         blank = {name: torch.zeros_like(part[0]) for name, part in some.conditioning.items()}
         without = [slots[place].conditioning if place in guided else None for place in doubled]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from splitpoint.diffusion import profile
+from splitpoint.diffusion import families, networks, profile
 from splitpoint.files import read_meta
 
 TINY = dict(
@@ -24,7 +24,7 @@ TINY = dict(
 
 @pytest.fixture
 def tiny(monkeypatch):
-    architecture = profile.Architecture(profile.UNet2DConditionModel, TINY, 4, 8, (5, 8), "made up for this test")
+    architecture = networks.Architecture(networks.UNet2DConditionModel, TINY, 4, 8, (5, 8), "made up for this test")
     monkeypatch.setattr(profile, "architectures", lambda: {"tiny": architecture})
     return architecture
 
@@ -111,7 +111,7 @@ def test_table_has_the_documented_columns(tiny):
     assert tuple(table.columns) == profile.COLUMNS and len(table) == 4
     assert (table.step_s > 0).all() and table.status.eq("ok").all()
     flop = table.groupby("batch_size").model_flop.first()
-    assert flop[3] == 3 * flop[1] == 3 * 2 * profile.model_flop(tiny)
+    assert flop[3] == 3 * flop[1] == 3 * 2 * networks.model_flop(tiny)
 
 
 def test_operations_are_counted_as_by_hand():
@@ -119,10 +119,10 @@ def test_operations_are_counted_as_by_hand():
     config = dict(TINY, time_embedding_dim=32)
     wider = dict(TINY, time_embedding_dim=64)
     flops = [
-        profile.model_flop(profile.Architecture(profile.UNet2DConditionModel, c, 4, 8, (5, 8), ""))
+        networks.model_flop(networks.Architecture(networks.UNet2DConditionModel, c, 4, 8, (5, 8), ""))
         for c in (config, wider)
     ]
-    resnets = [m for m in profile.UNet2DConditionModel(**config).modules() if type(m).__name__ == "ResnetBlock2D"]
+    resnets = [m for m in networks.UNet2DConditionModel(**config).modules() if type(m).__name__ == "ResnetBlock2D"]
     added = 2 * 8 * 32 + 2 * (64 * 64 - 32 * 32) + sum(2 * 32 * m.time_emb_proj.out_features for m in resnets)
     assert flops[1] - flops[0] == added
 
@@ -166,7 +166,7 @@ def test_every_batch_size_of_a_compiled_curve_is_compiled(tiny, monkeypatch):
     """torch gives up after eight shapes by default, and would run the others as if not compiled, without an error."""
     compiled, real = [], torch.compile
     monkeypatch.setattr(
-        profile, "_predict", lambda model, architecture, latents, steps, context: latents * context.mean()
+        families.StableDiffusion, "denoise", lambda self, latents, steps, given: latents * given["text"].mean()
     )
     monkeypatch.setattr(
         torch,
@@ -195,22 +195,38 @@ def test_the_plan_of_the_script_can_be_measured_and_names_each_curve_once(device
     assert {setting.mode for setting in plan} == set(modes)
 
 
-def test_guidance_combines_the_models_answers_to_a_doubled_batch(tiny, monkeypatch):
-    model = profile.build_model(tiny, torch.float32, "cpu")
-    inputs = profile._inputs(tiny, 2, torch.float32, "cpu")
-    plain = profile.DenoisingStep(model, tiny)._predict(*inputs)
-    step = profile.DenoisingStep(model, tiny, guidance=True)
-    torch.testing.assert_close(plain, step._predict(*inputs), rtol=1e-4, atol=1e-5)  # same prompt twice: no change
-    assert torch.isfinite(plain).all() and plain.std() > 0
-    without, with_prompt = torch.randn(2, 2, 4, 8, 8)
-    monkeypatch.setattr(
-        profile,
-        "_predict",
-        lambda model, architecture, latents, steps, context: (
-            torch.cat([without, with_prompt]) if len(latents) == len(steps) == len(context) == 4 else None
-        ),
-    )
-    torch.testing.assert_close(step._predict(*inputs), without + 7.5 * (with_prompt - without))
+@pytest.mark.parametrize("guidance", [False, True])
+def test_what_is_profiled_is_the_step_of_a_batch(tiny, guidance):
+    model, seen = networks.build_model(tiny, torch.float32, "cpu"), []
+    model.register_forward_hook(lambda _, inputs, output: seen.append((*inputs, output[0])))
+    run = profile.DenoisingStep(model, tiny, guidance=guidance).prepare(2)
+    for _ in range(3):
+        run()
+    assert [len(latents) for latents, *_ in seen] == [4 if guidance else 2] * 3
+    assert [steps.tolist() for _, steps, _ in seen] == [[999.0 - i] * len(seen[0][0]) for i in range(3)]
+    assert not torch.equal(seen[0][0], seen[1][0]) and all(torch.isfinite(output).all() for *_, output in seen)
+
+
+def test_a_profiled_run_begins_anew_at_its_end(tiny, monkeypatch):
+    monkeypatch.setattr(profile, "MAX_STEPS", 2)
+    model, seen = networks.build_model(tiny, torch.float32, "cpu"), []
+    model.register_forward_hook(lambda _, inputs, output: seen.append(inputs[1].tolist()))
+    run = profile.DenoisingStep(model, tiny).prepare(2)
+    for _ in range(5):
+        run()
+    assert seen == [[500.0, 500.0], [0.0, 0.0]] * 2 + [[500.0, 500.0]]
+
+
+def test_a_forward_pass_that_fails_is_not_measured_in_halves(tiny):
+    model = networks.build_model(tiny, torch.float32, "cpu")
+
+    def full(_, inputs):
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError("full")
+
+    model.register_forward_pre_hook(full)
+    rows = profile.measure(profile.DenoisingStep(model, tiny).prepare, [1, 4], repeats=1, warmups=1)
+    assert [(row["batch_size"], row["status"]) for row in rows] == [(4, "out_of_memory"), (1, "ok")]
 
 
 def test_an_interrupted_profile_continues_and_keeps_what_it_has(tiny, tmp_path, monkeypatch):

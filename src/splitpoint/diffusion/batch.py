@@ -260,7 +260,7 @@ class StepBatch:
             return Tick([], torch.empty(0, *self.family.latent_shape), [])
         self._latents, clean = self.compute()
         self._clean = None if self._clean is None else clean
-        self._index += self._stride
+        self._index = self._index + self._stride
         latents = self._latents if len(rows) == len(self._slots) else self._latents[places]
         finite = latents.flatten(1).isfinite().all(1).cpu().tolist()
         for row, well in zip(rows, finite):

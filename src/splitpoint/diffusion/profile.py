@@ -1,14 +1,12 @@
 """Per-step denoising latency against batch size on the machine this runs on: ``splitpoint profile``.
 
-Needs torch and diffusers only. A step is the model (with guidance: on a doubled batch, and the two halves combined) and
-the scheduler's update. Models are built from their published configurations with random weights: how long a step takes
-does not depend on the weights' values (notebook 01 shows it on the miniature).
+Needs torch and diffusers only. A step is ``StepBatch``'s own: the network (with guidance: on a doubled batch, and the
+two halves combined), the sampler's update and the look whether all numbers are finite. The networks are ``networks``'.
 """
 
 import argparse
 import csv
 import gc
-import json
 import os
 import random
 import statistics
@@ -18,14 +16,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, PixArtTransformer2DModel, UNet2DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
 
-from splitpoint.files import data_path, device_name, project_root, write_meta, write_rows
+from splitpoint.diffusion.batch import Request, StepBatch
+from splitpoint.diffusion.networks import Architecture, architectures, bare_family, build_model, cast, model_flop
+from splitpoint.diffusion.sampler import MAX_STEPS
+from splitpoint.files import device_name, project_root, write_meta, write_rows
 from splitpoint.progress import progress_bar
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
@@ -53,158 +51,11 @@ COLUMNS = (
 RATE = "matrix_rate_flop_per_s"  # column of files: of a large matrix product in the same number type
 
 
-@dataclass(frozen=True, eq=False)
-class Architecture:
-    """A denoising network by its published configuration.
-
-    Args:
-        model_class: diffusers class.
-        config: its arguments.
-        channels: of the latent.
-        size: height and width of the latent, in latent pixels.
-        context: tokens and width of the text embedding.
-        source: where the configuration is published.
-    """
-
-    model_class: type
-    config: dict
-    channels: int
-    size: int
-    context: tuple[int, int]
-    source: str
-
-
-SD15 = dict(
-    sample_size=64,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=(320, 640, 1280, 1280),
-    layers_per_block=2,
-    cross_attention_dim=768,
-    attention_head_dim=8,
-)
-SDXL = dict(
-    sample_size=128,
-    in_channels=4,
-    out_channels=4,
-    block_out_channels=(320, 640, 1280),
-    layers_per_block=2,
-    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    transformer_layers_per_block=(1, 2, 10),
-    attention_head_dim=(5, 10, 20),
-    cross_attention_dim=2048,
-    use_linear_projection=True,
-    addition_embed_type="text_time",
-    addition_time_embed_dim=256,
-    projection_class_embeddings_input_dim=2816,
-)
-PIXART = dict(
-    sample_size=64,
-    num_layers=28,
-    num_attention_heads=16,
-    attention_head_dim=72,
-    in_channels=4,
-    out_channels=8,
-    patch_size=2,
-    cross_attention_dim=1152,
-    caption_channels=4096,
-    use_additional_conditions=False,
-)
-
-
-@lru_cache
-def architectures() -> dict[str, Architecture]:
-    """The networks that can be profiled, by name; the miniature's configuration is read from its folder."""
-    found = {}
-    config_file = data_path("models", "mini", "unet", "config.json")
-    if config_file.exists():
-        config = {k: v for k, v in json.loads(config_file.read_text()).items() if not k.startswith("_")}
-        found["mini"] = Architecture(
-            UNet2DConditionModel,
-            config,
-            config["in_channels"],
-            config["sample_size"],
-            (16, config["cross_attention_dim"]),
-            "this project, data/models/mini",
-        )
-    return found | {
-        "sd15": Architecture(UNet2DConditionModel, SD15, 4, 64, (77, 768), "stable-diffusion-v1-5, unet/config.json"),
-        "pixart": Architecture(
-            PixArtTransformer2DModel,
-            PIXART,
-            4,
-            64,
-            (120, 4096),
-            "PixArt-alpha/PixArt-XL-2-512x512, transformer/config.json",
-        ),
-        "sdxl": Architecture(
-            UNet2DConditionModel, SDXL, 4, 128, (77, 2048), "stabilityai/stable-diffusion-xl-base-1.0, unet/config.json"
-        ),
-    }
-
-
-def build_model(
-    architecture: Architecture, dtype: torch.dtype, device: torch.device | str, seed: int = 0
-) -> torch.nn.Module:
-    """The network with small random weights, made on the device itself."""
-    with torch.device("meta"):
-        model = architecture.model_class(**architecture.config)
-    model = _cast(model, dtype).to_empty(device=device).eval().requires_grad_(False)
-    generator = torch.Generator(device=device).manual_seed(seed)
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if "norm" in name and name.endswith("weight"):
-            tensor.fill_(1.0)  # keeps activations at an ordinary size
-        elif tensor.is_floating_point():
-            tensor.normal_(0.0, 0.02, generator=generator)
-    return model
-
-
-def _cast(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """To another number type, without diffusers' advice for trained weights."""
-    return torch.nn.Module.to(model, dtype)
-
-
-@lru_cache
-def model_flop(architecture: Architecture) -> int:
-    """Operations of one pass over one latent (a multiply-add counts two), counted by torch on shapes alone."""
-    with torch.device("meta"):
-        model = architecture.model_class(**architecture.config).eval()
-    inputs = _inputs(architecture, 1, torch.float32, "meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _predict(model, architecture, *inputs)
-    return counter.get_total_flops()
-
-
-def _inputs(architecture: Architecture, batch: int, dtype: torch.dtype, device):
-    latents = torch.randn(
-        batch, architecture.channels, architecture.size, architecture.size, device=device, dtype=dtype
-    )
-    context = torch.randn(batch, *architecture.context, device=device, dtype=dtype)
-    return latents, torch.full((batch,), 500, device=device, dtype=torch.long), context
-
-
-def _predict(model, architecture: Architecture, latents, steps, context):
-    """The network's output, first ``channels`` channels (PixArt also predicts a variance)."""
-    if architecture.model_class is PixArtTransformer2DModel:
-        conditions = {"resolution": None, "aspect_ratio": None}
-        output = model(
-            latents, encoder_hidden_states=context, timestep=steps, added_cond_kwargs=conditions, return_dict=False
-        )[0]
-        return output[:, : architecture.channels]
-    conditions = None
-    if architecture.config.get("addition_embed_type") == "text_time":
-        conditions = {
-            "text_embeds": context.new_zeros(len(latents), 1280),
-            "time_ids": context.new_zeros(len(latents), 6),
-        }
-    return model(latents, steps, context, added_cond_kwargs=conditions, return_dict=False)[0]
-
-
 class DenoisingStep:
-    """One denoising step of a network in a mode: ``prepare(batch)`` gives a call without arguments that runs it.
+    """One step of a ``StepBatch`` in a mode: ``prepare(batch)`` gives a call without arguments that takes it.
 
-    A captured graph replays one and the same step: the scheduler's coefficients are constants in it.
+    What is profiled is what is served: the same batch, the same call of the network, the same update. A captured graph
+    replays one and the same step; the others go on from step to step, and begin anew after ``MAX_STEPS``.
 
     Args:
         model: the network, on its device.
@@ -214,38 +65,29 @@ class DenoisingStep:
     """
 
     def __init__(self, model, architecture: Architecture, mode: str = "eager", guidance: bool = False):
-        self.architecture, self.mode, self.guidance = architecture, mode, guidance
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
-        self.model = model.to(memory_format=torch.channels_last) if mode != "eager" else model
-        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
-        self.scheduler.set_timesteps(50)
-        self.timestep = int(self.scheduler.timesteps[25])
-        self.predict = torch.compile(self._predict, dynamic=False) if mode == "compile" else self._predict
-
-    def _predict(self, latents, steps, context):
-        if not self.guidance:
-            return _predict(self.model, self.architecture, latents, steps, context)
-        both = _predict(
-            self.model, self.architecture, torch.cat([latents] * 2), torch.cat([steps] * 2), torch.cat([context] * 2)
-        )
-        without, with_prompt = both.chunk(2)
-        return without + 7.5 * (with_prompt - without)
+        self.mode, self.guidance_scale = mode, 7.5 if guidance else 1.0
+        model = model.to(memory_format=torch.channels_last) if mode != "eager" else model
+        self.family = bare_family(architecture, model)
+        if mode == "compile":
+            self.family.denoise = torch.compile(self.family.denoise, dynamic=False)
 
     def prepare(self, batch: int) -> Callable[[], None]:
-        latents, steps, context = _inputs(self.architecture, batch, self.dtype, self.device)
-        if self.mode != "eager":
-            latents = latents.to(memory_format=torch.channels_last)
+        rows = _WholeBatch(self.family)
+        asked = [Request("noise", seed, MAX_STEPS, 0, self.guidance_scale) for seed in range(batch)]
 
-        def run():
-            prediction = self.predict(latents, steps, context)
-            self.scheduler.step(prediction, self.timestep, latents)
+        def run() -> None:
+            if not len(rows):
+                rows.admit([rows.prepare(request) for request in asked])
+            for row in rows.step().left:
+                if row.error is not None:
+                    raise row.error
 
         if self.mode != "cuda_graphs":
             return run
-        graph = self._captured(run)
+        run()
+        graph = self._captured(rows.compute)
 
-        def replay(inputs=(latents, steps, context)):  # a graph does not keep alive what it reads
+        def replay(inputs=rows) -> None:  # a graph does not keep alive what it reads
             graph.replay()
 
         return replay
@@ -263,6 +105,13 @@ class DenoisingStep:
             run()
         self.pool = graph.pool()
         return graph
+
+
+class _WholeBatch(StepBatch):
+    """A batch whose forward pass succeeds for all rows or fails: half a batch is not what is measured."""
+
+    def _output(self, slots, lines, inputs, timesteps):
+        return lines.output(self.family, inputs, timesteps)
 
 
 def measure(
@@ -477,12 +326,12 @@ def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress:
     if model is None:
         model = build_model(architecture, DTYPES[setting.dtype], device, seed)
     else:
-        model = _cast(model, DTYPES[setting.dtype]).to(device)
+        model = cast(model, DTYPES[setting.dtype]).to(device)
     step = DenoisingStep(model, architecture, setting.mode, setting.guidance)
     flop = model_flop(architecture) * (2 if setting.guidance else 1)
     torch.compiler.reset()
     with (
-        torch.inference_mode() if setting.mode != "compile" else torch.no_grad(),
+        torch.no_grad(),
         _as_named(),
         # by default torch gives up after eight shapes, and runs further ones as if not compiled
         torch._dynamo.config.patch(recompile_limit=8 + len(setting.batch_sizes), fail_on_recompile_limit_hit=True),

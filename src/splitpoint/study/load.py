@@ -9,7 +9,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from splitpoint.diffusion.mini import load_mini
-from splitpoint.diffusion.profile import SD15, DenoisingStep, architectures, measure
+from splitpoint.diffusion.networks import SD15, architectures
+from splitpoint.diffusion.profile import DenoisingStep, measure
 from splitpoint.files import data_path
 
 #: published configuration of stable-diffusion-v1-5 (vae/config.json, text_encoder/config.json)
@@ -106,8 +107,7 @@ def measure_mini_steps(batch_sizes: Sequence[int] = (1, 2, 4, 8), repeats: int =
         return lambda: [run() for run in runs]
 
     settings = [(batch, arrangement) for batch in batch_sizes for arrangement in (TOGETHER, ONE_BY_ONE)]
-    with torch.inference_mode():
-        rows = measure(prepare, settings, repeats)
+    rows = measure(prepare, settings, repeats)
     return pd.DataFrame(
         [dict(requests=row["batch_size"][0], arrangement=row["batch_size"][1], step_s=row["step_s"]) for row in rows]
     )

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import cache
 
 import pytest
@@ -6,9 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from splitpoint.diffusion.batch import Request, StepBatch
+from splitpoint.diffusion.families import family_of
 from splitpoint.diffusion.packet import Packet
 
 from .tiny_family import TinyFamily
+from .tiny_pipeline import make_pipeline
 
 FAMILY = TinyFamily()
 PROMPTS = ("cat", "dog", "cow")
@@ -200,6 +203,31 @@ def test_noise_comes_from_the_seed_alone():
     torch.manual_seed(99)
     again, other = batch.prepare(Request("dog", 5, 4, 0, 0.0)), batch.prepare(Request("cat", 6, 9))
     assert torch.equal(first.latent, again.latent) and not torch.equal(first.latent, other.latent)
+
+
+def test_four_threads_may_prepare_while_one_steps():
+    """With a real tokenizer, which two threads must not use at once."""
+    family = family_of(make_pipeline())
+    asked = [Request(PROMPTS[i % 3], i, 4, 0, 2.0, family.samplers[i % 3]) for i in range(24)]
+
+    def alone(request):
+        batch = StepBatch(family)
+        batch.admit(row := batch.prepare(request))
+        while len(batch):
+            batch.step()
+        return batch.finish(row)
+
+    expected, batch, rows = [alone(request) for request in asked], StepBatch(family), {}
+    with ThreadPoolExecutor(4) as pool:
+        waiting = {pool.submit(batch.prepare, request): number for number, request in enumerate(asked)}
+        for prepared in as_completed(waiting):
+            rows[waiting[prepared]] = prepared.result()
+            batch.admit(prepared.result())
+            batch.step()
+    while len(batch):
+        batch.step()
+    for number, packet in enumerate(expected):
+        assert_same(batch.finish(rows[number]), packet)
 
 
 def test_rows_are_admitted_once_and_only_where_there_is_room():

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
 
+from splitpoint.diffusion.families import family_of
 from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
 from splitpoint.diffusion.judges import Distance, Judges, mini_judges
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
@@ -342,8 +343,8 @@ def _listed(name: str, values: Sequence) -> list:
 
 def _settings(hybrid: HybridPipeline, users, split_points, judges: Judges, calibration: Calibration) -> dict:
     weights = hashlib.blake2b(digest_size=8)
-    models = {id(model): model for user in users for model in [hybrid.user(user).pipeline.unet]}
-    for model in [hybrid.pipeline.unet, *models.values()]:
+    models = {id(model): model for user in users for model in [family_of(hybrid.user(user).pipeline).network]}
+    for model in [hybrid.family.network, *models.values()]:
         for name, tensor in sorted(model.state_dict().items()):
             weights.update(name.encode() + tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return {

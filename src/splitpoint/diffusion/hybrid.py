@@ -48,7 +48,7 @@ class HybridPipeline:
         pipeline: the edge's cluster-wide model, of a class that ``families`` knows.
         users: name -> ``User``, as from ``load_users`` or ``load_mini_users``.
         num_steps: denoising steps N of a whole run.
-        scheduler: "ddim", "euler" or "dpmsolver++".
+        scheduler: "ddim", "euler" or "dpmsolver++"; "flow_euler" for Stable Diffusion 3.
         scheduler_options: settings of that scheduler beside the pipeline's own, for instance
             ``{"timestep_spacing": "trailing"}`` or, for "euler", ``{"use_karras_sigmas": True}``.
         guidance_scale: classifier-free guidance; 1 or less turns it off.
@@ -297,7 +297,7 @@ def hybrid_generate(
         seed: of the starting noise, one per request, or one for all: the same seed gives the same noise.
         batching: "early_exit" or "static", see ``HybridPipeline.edge_phase``.
         guidance_scale: classifier-free guidance; by default the miniature's own, or 7.5 for another pipeline.
-        scheduler: "ddim", "euler" or "dpmsolver++".
+        scheduler: "ddim", "euler" or "dpmsolver++"; "flow_euler" for Stable Diffusion 3.
         pipeline: the edge's model; the miniature if left out.
         packet_dtype: "float32" continues exactly, "float16" halves the packet.
         send_embeddings: carry the text embeddings in the packet.

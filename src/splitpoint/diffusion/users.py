@@ -5,7 +5,7 @@ Users who share the edge's weights take turns (``adapter_on``); a fingerprint sa
 
 import copy
 import hashlib
-import json
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +13,9 @@ from pathlib import Path
 from threading import Lock, RLock
 from weakref import WeakKeyDictionary
 
+import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from huggingface_hub import file_exists, hf_hub_download
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,12 +23,12 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from splitpoint.diffusion.families import FAMILIES, family_of
 from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, sha256
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it, and this project
 _PEFT_FILE = "adapter_model.safetensors"  # as peft names it
-_fingerprints: WeakKeyDictionary = WeakKeyDictionary()
 _adapted: WeakKeyDictionary = WeakKeyDictionary()
 _contents: WeakKeyDictionary = WeakKeyDictionary()  # of a denoiser: {adapter: checksum of its file}
 _locks: WeakKeyDictionary = WeakKeyDictionary()
@@ -39,11 +40,11 @@ class User:
     """What one user's device holds: a pipeline, and the adapter to switch on in it if the model is a LoRA."""
 
     name: str
-    pipeline: StableDiffusionPipeline
+    pipeline: DiffusionPipeline
     adapter: str | None = None
 
     @contextmanager
-    def model(self) -> Iterator[StableDiffusionPipeline]:
+    def model(self) -> Iterator[DiffusionPipeline]:
         """The pipeline with this user's adapter on; afterwards every adapter is off again."""
         with adapter_on(self.pipeline, self.adapter) as pipeline:
             yield pipeline
@@ -58,17 +59,17 @@ def mini_users() -> tuple[str, ...]:
 
 
 def load_users(
-    base: str | Path | StableDiffusionPipeline,
+    base: str | Path | DiffusionPipeline,
     personal: Sequence[str | Path] | Mapping[str, str | Path],
     *,
     merge: bool = False,
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
-) -> tuple[StableDiffusionPipeline, dict[str, User]]:
+) -> tuple[DiffusionPipeline, dict[str, User]]:
     """Load a cluster-wide pipeline and the users' personal models.
 
     Args:
-        base: folder or hub name of a Stable-Diffusion-like pipeline, or the pipeline itself.
+        base: folder or hub name of a pipeline of a class that ``families`` knows, or the pipeline itself.
         personal: folders, files or hub names, each a full fine-tuned pipeline (DreamBooth) or a LoRA adapter;
             a mapping gives the users' names, a list takes them from the last part of each path.
         merge: give each LoRA user a copy of the denoiser with the adapter merged into it: faster steps for more
@@ -89,7 +90,8 @@ def load_users(
         personal = dict(zip(names, personal))
     if not personal:
         raise ValueError("personal is empty: at least one user's model is needed")
-    edge = base if isinstance(base, StableDiffusionPipeline) else _load_pipeline(base, dtype, device)
+    edge = _load_pipeline(base, dtype, device) if isinstance(base, (str, Path)) else base
+    family_of(edge)
     if device is not None:
         edge.to(device)
     users = {}
@@ -99,7 +101,7 @@ def load_users(
         elif _is_adapter(path):
             users[name] = User(name, edge, add_adapter(edge, path, name))
         else:
-            users[name] = User(name, _load_pipeline(path, dtype or edge.unet.dtype, device or edge.device))
+            users[name] = User(name, _load_pipeline(path, dtype or _network(edge).dtype, device or edge.device))
             if model_fingerprint(users[name].pipeline) != model_fingerprint(edge):
                 raise ValueError(
                     f"personal={str(path)!r} is not a fine-tune of the base: its autoencoder, latent "
@@ -108,29 +110,24 @@ def load_users(
     return edge, users
 
 
-def model_fingerprint(pipeline: StableDiffusionPipeline) -> str:
-    """What edge and device must share, in 16 hexadecimal digits: autoencoder, latent shape, prediction type.
+def model_fingerprint(pipeline: DiffusionPipeline) -> str:
+    """What edge and device must share, in 16 hexadecimal digits; see ``Family.fingerprint``."""
+    return family_of(pipeline).fingerprint
 
-    The denoisers' own weights are left out: they are meant to differ. Weights are compared in half precision.
-    """
-    vae, unet = pipeline.vae, pipeline.unet
-    if vae not in _fingerprints:
-        digest = hashlib.blake2b(digest_size=8)
-        for name, tensor in sorted(vae.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
-        _fingerprints[vae] = digest.hexdigest()
-    shape = [
-        unet.config.in_channels,
-        unet.config.sample_size,
-        unet.config.cross_attention_dim,
-        vae.config.scaling_factor,
-        pipeline.scheduler.config.prediction_type,
-    ]
-    return hashlib.blake2b((_fingerprints[vae] + json.dumps(shape)).encode(), digest_size=8).hexdigest()
+
+def parts_of(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """The parts that may carry an adapter, by name: the denoising network first, then the text encoders."""
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    found = {name: getattr(pipeline, name, None) for name in names}
+    return {name: part for name, part in found.items() if part is not None}
+
+
+def _network(pipeline: DiffusionPipeline) -> torch.nn.Module:
+    return next(iter(parts_of(pipeline).values()))
 
 
 @contextmanager
-def adapter_on(pipeline: StableDiffusionPipeline, adapter: str | None) -> Iterator[StableDiffusionPipeline]:
+def adapter_on(pipeline: DiffusionPipeline, adapter: str | None) -> Iterator[DiffusionPipeline]:
     """The pipeline with exactly one adapter on, or none; afterwards every adapter is off.
 
     Users share the edge's weights and an adapter is a switch on them, so one thread at a time has the pipeline; others
@@ -144,15 +141,15 @@ def adapter_on(pipeline: StableDiffusionPipeline, adapter: str | None) -> Iterat
             _switch(pipeline, None)
 
 
-def _lock_of(pipeline: StableDiffusionPipeline) -> RLock:
+def _lock_of(pipeline: DiffusionPipeline) -> RLock:
     """The lock of a pipeline's denoiser; users that share it share the lock."""
     with _making_locks:
-        return _locks.setdefault(pipeline.unet, RLock())
+        return _locks.setdefault(_network(pipeline), RLock())
 
 
-def _switch(pipeline: StableDiffusionPipeline, adapter: str | None) -> None:
+def _switch(pipeline: DiffusionPipeline, adapter: str | None) -> None:
     found = adapter is None
-    for layer in (*_adapter_layers(pipeline.unet), *_adapter_layers(pipeline.text_encoder)):
+    for layer in [layer for part in parts_of(pipeline).values() for layer in _adapter_layers(part)]:
         mine = adapter is not None and adapter in layer.scaling
         if mine or not layer.disable_adapters:  # switching off what is off already costs milliseconds
             layer.enable_adapters(mine)
@@ -171,16 +168,20 @@ def _adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
     return _adapted[model][1]
 
 
-def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> StableDiffusionPipeline:
+def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> DiffusionPipeline:
     as_asked = {} if dtype is None else {"dtype": dtype}
     try:
         with quiet():
-            pipeline = StableDiffusionPipeline.from_pretrained(
-                path, safety_checker=None, use_safetensors=True, requires_safety_checker=False, **as_asked
-            )
+            name = DiffusionPipeline.load_config(path)["_class_name"]
+            if name not in FAMILIES:
+                known = ", ".join(FAMILIES)
+                raise ValueError(f"it holds a {name}, which is of no known family; there are: {known}")
+            if name == "StableDiffusionPipeline":
+                as_asked |= {"safety_checker": None, "requires_safety_checker": False}
+            pipeline = getattr(diffusers, name).from_pretrained(path, use_safetensors=True, **as_asked)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"{str(path)!r} holds neither a Stable Diffusion pipeline in safetensors nor a LoRA adapter: {error}"
+            f"{str(path)!r} holds neither a pipeline in safetensors nor a LoRA adapter: {error}"
         ) from error
     return pipeline if device is None else pipeline.to(device)
 
@@ -210,7 +211,7 @@ def adapter_name(user: str) -> str:
     return "user_" + hashlib.sha256(user.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
-def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) -> str:
+def add_adapter(pipeline: DiffusionPipeline, path: str | Path, user: str) -> str:
     """Load a user's LoRA into a pipeline, switched off.
 
     Args:
@@ -226,7 +227,7 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
     """
     file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
     _check_adapter(pipeline, file)
-    held, content = _contents.setdefault(pipeline.unet, {}), sha256(file)
+    held, content = _contents.setdefault(_network(pipeline), {}), sha256(file)
     adapter, number = adapter_name(user), 1
     while _has_adapter(pipeline, adapter) and held.get(adapter) != content:  # another one of that name stays as it is
         number += 1
@@ -236,8 +237,9 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
     try:
         with quiet():
             if file.name == _PEFT_FILE:
-                pipeline.unet.add_adapter(LoraConfig.from_pretrained(file.parent), adapter)
-                set_peft_model_state_dict(pipeline.unet, load_file(file), adapter)
+                network = _network(pipeline)
+                network.add_adapter(LoraConfig.from_pretrained(file.parent), adapter)
+                set_peft_model_state_dict(network, load_file(file), adapter)
             else:
                 pipeline.load_lora_weights(str(file), adapter_name=adapter)
         _check_complete(pipeline, file, adapter)
@@ -250,14 +252,14 @@ def add_adapter(pipeline: StableDiffusionPipeline, path: str | Path, user: str) 
     return adapter
 
 
-def _has_adapter(pipeline: StableDiffusionPipeline, adapter: str) -> bool:
-    return any(adapter in getattr(part, "peft_config", {}) for part in (pipeline.unet, pipeline.text_encoder))
+def _has_adapter(pipeline: DiffusionPipeline, adapter: str) -> bool:
+    return any(adapter in getattr(part, "peft_config", {}) for part in parts_of(pipeline).values())
 
 
-def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str) -> None:
+def _check_complete(pipeline: DiffusionPipeline, file: Path, adapter: str) -> None:
     """Refuse a file of which only a part was loaded, or numbers that are none: neither would be said otherwise."""
     loaded: list[torch.Tensor] = []
-    for part in (pipeline.unet, pipeline.text_encoder):
+    for part in parts_of(pipeline).values():
         if adapter in getattr(part, "peft_config", {}):
             loaded += get_peft_model_state_dict(part, adapter_name=adapter).values()
     with safe_open(file, "pt") as weights:
@@ -270,9 +272,10 @@ def _check_complete(pipeline: StableDiffusionPipeline, file: Path, adapter: str)
         raise ValueError("a tensor was not loaded, or holds NaN or infinity")
 
 
-def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> StableDiffusionPipeline:
-    own = {part: copy.deepcopy(getattr(edge, part)) for part in ("unet", "text_encoder")}
-    pipeline = type(edge)(**{**edge.components, **own}, requires_safety_checker=False)
+def _merged(edge: DiffusionPipeline, path: str | Path, name: str) -> DiffusionPipeline:
+    own = {part: copy.deepcopy(model) for part, model in parts_of(edge).items()}
+    settings = set(inspect.signature(type(edge).__init__).parameters) & set(edge.config) - set(edge.components)
+    pipeline = type(edge)(**{**edge.components, **own}, **{name: edge.config[name] for name in settings})
     adapter = add_adapter(pipeline, path, name)
     with adapter_on(pipeline, adapter):
         pipeline.fuse_lora(adapter_names=[adapter])
@@ -280,18 +283,21 @@ def _merged(edge: StableDiffusionPipeline, path: str | Path, name: str) -> Stabl
     return pipeline
 
 
-def _check_adapter(pipeline: StableDiffusionPipeline, file: Path) -> None:
+def _check_adapter(pipeline: DiffusionPipeline, file: Path) -> None:
     """Refuse an adapter of another model before anything is changed."""
+    if not hasattr(pipeline, "load_lora_weights"):
+        kind = type(pipeline).__name__
+        raise ValueError(f"personal={file.parent.name!r} is a LoRA, which diffusers does not load into a {kind}")
     layers = {
-        f"{part}.{name}": module
-        for part in ("unet", "text_encoder")
-        for name, module in getattr(pipeline, part).named_modules()
+        f"{part}.{name}": module for part, model in parts_of(pipeline).items() for name, module in model.named_modules()
     }
     with safe_open(file, "pt") as weights:
         if not list(weights.keys()):
             raise ValueError(f"personal={file.parent.name!r} is not a LoRA for this model: it holds no tensor")
         for key in weights.keys():
-            target, marker, rest = key.replace("base_model.model.", "unet.").partition(".lora_")
+            target, marker, rest = key.replace("base_model.model.", f"{next(iter(parts_of(pipeline)))}.").partition(
+                ".lora_"
+            )
             if marker and rest not in ("A.weight", "B.weight", "A.bias", "B.bias"):
                 raise ValueError(
                     f"personal={file.parent.name!r} is not a LoRA for this model: {key} ends in {marker}{rest}; "

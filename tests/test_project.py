@@ -1,6 +1,7 @@
 """What holds of the project as a whole: arrows between the rooms, pins, provenance, notebooks, size."""
 
 import ast
+import importlib
 import json
 import re
 import statistics
@@ -17,10 +18,11 @@ from splitpoint.files import KINDS, meta_path, project_root, read_meta
 ROOT = project_root()
 SOURCE = ROOT / "src" / "splitpoint"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-GROUND = {"checks", "files", "progress", "tables"}
+GROUND = {"checks", "files", "lazy", "progress", "tables"}
 MAY_IMPORT = {
     "checks": set(),
     "files": set(),
+    "lazy": set(),
     "progress": set(),
     "tables": {"checks", "files", "progress"},
     "diffusion": GROUND,
@@ -66,6 +68,15 @@ def test_light_imports(module, absent):
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not absent & set(loaded)
+
+
+@pytest.mark.parametrize("room", ["diffusion", "learning"])
+def test_names_that_are_imported_on_first_use_are_where_they_are_said_to_be(room):
+    module = importlib.import_module(f"splitpoint.{room}")
+    for name in module.__all__:
+        assert getattr(module, name).__name__ == name
+    with pytest.raises(AttributeError, match=f"module 'splitpoint.{room}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
 
 
 def test_environment_repeats_the_pinned_list():

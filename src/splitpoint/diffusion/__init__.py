@@ -4,7 +4,8 @@ Names are imported on first use, so that profiling a machine needs torch and dif
 """
 
 import logging
-from importlib import import_module
+
+from splitpoint.lazy import on_first_use
 
 # transformers remarks on every import that torchvision is missing; nothing here needs it.
 logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "torchvision" not in record.getMessage())
@@ -15,15 +16,13 @@ _HOMES = {
     "load_mini": "mini",
     "HybridPipeline": "hybrid",
     "hybrid_generate": "hybrid",
+    "load_users": "users",
+    "Request": "batch",
+    "StepBatch": "batch",
+    "family_of": "families",
     "measure_pai": "accuracy",
 }
 
 __all__ = list(_HOMES)
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOMES)

@@ -5,10 +5,9 @@ loaded when it is first used. What trains (torch, Stable-Baselines3) is imported
 NumPy alone.
 """
 
-from importlib import import_module
-
 import gymnasium
 
+from splitpoint.lazy import on_first_use
 from splitpoint.learning.agent import Agent, evaluate_agent, load_agent
 from splitpoint.learning.settings import TrainingSettings
 from splitpoint.offloading.windows import Scenario, Windows, stack_windows
@@ -38,10 +37,4 @@ __all__ = [
 
 gymnasium.register(id="splitpoint/Offloading-v0", entry_point="splitpoint.learning.window_env:OffloadingEnv")
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = on_first_use(__name__, _HOMES)

@@ -162,6 +162,7 @@ def test_pictures_may_be_scored_against_another_text(measure):
     [
         (dict(prompts=[]), "prompts is empty"),
         (dict(seeds=[1, 1]), "seeds=.* holds one value twice"),
+        (dict(seeds=[1, 1.5]), "seeds=1.5 is not a whole number"),
         (dict(users=["ann"]), "at least 2"),
         (dict(users=["ann", "zoe"]), "user='zoe' is unknown"),
         (dict(splits=[0, 5]), r"split_points=5 is outside \[0, 4\]"),

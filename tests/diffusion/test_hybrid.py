@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, hybrid_generate, to_images
 from splitpoint.diffusion.packet import Packet, _checksum
 from splitpoint.diffusion.users import ADAPTER_FILE, User, adapter_name, load_users, model_fingerprint
+from splitpoint.files import write_meta
 
 from .tiny_pipeline import TARGETS, make_pipeline, save_adapter
 
@@ -564,3 +565,15 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     save_file({}, file)
     with pytest.raises(ValueError, match="holds no tensor"):
         load_users(edge, personal={"ann": file.parent})
+
+
+def test_an_adapter_that_its_sidecar_does_not_describe_is_refused(tmp_path):
+    edge = make_pipeline()
+    file = save_adapter(edge, tmp_path / "lora", seed=1) / ADAPTER_FILE
+    write_meta(file, kind="trained", command="make it again")
+    load_users(edge, personal={"ann": file.parent})
+    state = load_file(file)
+    next(iter(state.values())).view(torch.int32).view(-1)[0] ^= 1  # the last bit of one number
+    save_file(state, file)
+    with pytest.raises(ValueError, match="does not match the checksum .*make it again"):
+        load_users(make_pipeline(), personal={"ann": file.parent})

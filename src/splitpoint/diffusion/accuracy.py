@@ -21,9 +21,11 @@ import torch
 from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
 
+from splitpoint.checks import whole_number
 from splitpoint.diffusion.families import family_of
-from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, check_requests, load_mini_hybrid
+from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, load_mini_hybrid
 from splitpoint.diffusion.judges import Distance, Judges, mini_judges
+from splitpoint.diffusion.packet import check_prompt
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
 
@@ -205,13 +207,17 @@ def measure_pai(
     split_points = _listed("split_points", split_points)
     if len(users) < 2:
         raise ValueError(f"users={users} has one name; a distance between users needs at least 2")
+    for prompt in prompts:
+        check_prompt("prompts", prompt)
+    for seed in seeds:
+        whole_number("seeds", seed, 0)
     hybrid = load_mini_hybrid() if hybrid is None else hybrid
     judges = mini_judges() if judges is None else judges
     calibration = load_calibration() if calibration is None else calibration
     for user in users:
         hybrid.user(user)
     for split in split_points:
-        check_requests(hybrid.num_steps, prompts, split, 0)
+        whole_number("split_points", split, 0, hybrid.num_steps)
     split_points = [int(split) for split in split_points]
     settings = _settings(hybrid, users, split_points, judges, calibration)
     finished = _Finished(path, settings)

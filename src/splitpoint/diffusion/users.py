@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 
 from splitpoint.diffusion.families import FAMILIES, family_of
 from splitpoint.diffusion.quiet import quiet
-from splitpoint.files import data_path, sha256
+from splitpoint.files import data_path, meta_path, read_meta, sha256
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"  # as diffusers names it, and this project
 _PEFT_FILE = "adapter_model.safetensors"  # as peft names it
@@ -223,9 +223,12 @@ def add_adapter(pipeline: DiffusionPipeline, path: str | Path, user: str) -> str
         the adapter's name.
 
     Raises:
-        ValueError: if it is not a LoRA for this model, or if only a part of the file would be loaded.
+        ValueError: if it is not a LoRA for this model, if only a part of the file would be loaded, or if the file is
+            not the one that its sidecar describes.
     """
     file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
+    if meta_path(file).exists():
+        read_meta(file)
     _check_adapter(pipeline, file)
     held, content = _contents.setdefault(_network(pipeline), {}), sha256(file)
     adapter, number = adapter_name(user), 1

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from types import UnionType
 
@@ -107,3 +107,17 @@ def a_sequence(name: str, values: Sequence, empty: bool = False) -> Sequence:
     if len(values) == 0 and not empty:
         raise ValueError(f"{name} is empty; at least one is needed")
     return values  # type: ignore[return-value]
+
+
+def one_or_many(name: str, values: object, one: type | UnionType = str) -> list:
+    """The values as a list, a single value of kind ``one`` as a list of one; refuses what ``a_sequence`` does."""
+    return [values] if isinstance(values, one) else list(a_sequence(name, values))  # type: ignore[arg-type]
+
+
+def a_mapping(name: str, values: object, empty: bool = True) -> Mapping:
+    """The values; refuses what is no mapping from text, and an empty one unless it may be ``empty``."""
+    if not isinstance(values, Mapping) or not all(isinstance(key, str) and key for key in values):
+        raise ValueError(f"{name}={_shown(values)} is no mapping from names")
+    if not values and not empty:
+        raise ValueError(f"{name} is empty; at least one is needed")
+    return values

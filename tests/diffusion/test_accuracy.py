@@ -147,6 +147,12 @@ def test_another_measurement_under_the_same_name_is_refused(measure, tmp_path):
         measure(prompts="cat", seeds=0, hybrid=other, path=tmp_path / "pai.csv")
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_any_picture(measure, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="path=.* cannot be written"):
+        measure(path=tmp_path / "file" / "pai.csv", cancel=lambda: pytest.fail("began to draw"))
+
+
 def test_pictures_may_be_scored_against_another_text(measure):
     plain, described = measure(seeds=0), measure(seeds=0, describe=lambda prompt, user: f"a {prompt} of {user}")
     assert (plain["distance"] == described["distance"]).all()
@@ -249,7 +255,7 @@ def test_summary_resamples_whole_prompts():
     np.testing.assert_allclose(summary["low"], [0.0, 0.5])  # both draws may be prompt a
     np.testing.assert_allclose(summary["high"], [0.2, 0.7])
     assert summary["samples"].tolist() == [6, 6] and summary["prompts"].tolist() == [2, 2]
-    with pytest.raises(ValueError, match="value='style_ok' is not a column"):
+    with pytest.raises(ValueError, match="value='style_ok' is unknown; there are: prompt"):
         summarize_pai(pd.DataFrame(rows), "style_ok")
 
 

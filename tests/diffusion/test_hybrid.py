@@ -16,6 +16,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from splitpoint.diffusion.hybrid import GenerationCancelled, HybridPipeline, decode, hybrid_generate, to_images
+from splitpoint.diffusion.mini import save_mini
 from splitpoint.diffusion.packet import Packet, _checksum
 from splitpoint.diffusion.users import ADAPTER_FILE, User, adapter_name, load_users, model_fingerprint
 from splitpoint.files import write_meta
@@ -577,3 +578,13 @@ def test_an_adapter_that_its_sidecar_does_not_describe_is_refused(tmp_path):
     save_file(state, file)
     with pytest.raises(ValueError, match="does not match the checksum .*make it again"):
         load_users(make_pipeline(), personal={"ann": file.parent})
+
+
+def test_a_personal_folder_that_its_sidecar_does_not_describe_is_refused(tmp_path):
+    maker, mine = make_pipeline(), tmp_path / "ann"
+    save_mini(maker, mine, ["cat"], command="here", seed=0, settings={})
+    assert list(load_users(maker, [mine])[1]) == ["ann"]
+    file = mine / "unet" / "config.json"
+    file.write_text(file.read_text().replace("1e-05", "1e-01"))
+    with pytest.raises(ValueError, match="folder='ann': unet/config.json does not match the checksum"):
+        load_users(maker, [mine])

@@ -322,7 +322,7 @@ def test_published_configurations_build(name):
         (dict(mode="magic"), "mode='magic'"),
         (dict(mode="cuda_graphs"), "needs device='cuda'"),
         (dict(batch_sizes=[]), "batch_sizes"),
-        (dict(batch_sizes=[0]), "whole numbers in"),
+        (dict(batch_sizes=[0]), "batch_sizes=0 is outside"),
         (dict(repeats=0), "repeats=0"),
         (dict(warmups=-1), "warmups=-1"),
     ],

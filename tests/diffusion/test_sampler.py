@@ -98,7 +98,7 @@ def test_half_precision_latents_keep_their_type():
 @pytest.mark.parametrize(
     "sampler, settings, message",
     [
-        ("pndm", {}, "scheduler='pndm' is unknown"),
+        ("pndm", {}, "sampler='pndm' is unknown"),
         ("ddim", {"nonsense": 1}, "nonsense"),
         ("ddim", {"prediction_type": "rubbish"}, "prediction_type='rubbish'"),
         ("ddim", {"beta_end": float("nan")}, "divides by zero|NaN|nan"),

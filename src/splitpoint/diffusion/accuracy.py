@@ -21,12 +21,12 @@ import torch
 from numpy.typing import ArrayLike
 from torchmetrics.functional.multimodal import clip_score
 
-from splitpoint.checks import whole_number
+from splitpoint.checks import finite_number, instance_of, one_of, one_or_many, whole_number
 from splitpoint.diffusion.families import family_of
 from splitpoint.diffusion.hybrid import Cancel, HybridPipeline, load_mini_hybrid
 from splitpoint.diffusion.judges import Distance, Judges, mini_judges
 from splitpoint.diffusion.packet import check_prompt
-from splitpoint.files import data_path, read_meta, write_atomically, write_meta
+from splitpoint.files import can_write, data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
 
 MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")  # of the committed measurement, whoever may come later
@@ -52,8 +52,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name}={value!r} must be a finite number above 0")
+            finite_number(name, value, 0, open_end=True)
 
     @property
     def steepness(self) -> float:
@@ -211,6 +210,8 @@ def measure_pai(
         check_prompt("prompts", prompt)
     for seed in seeds:
         whole_number("seeds", seed, 0)
+    if hybrid is not None:
+        instance_of("hybrid", hybrid, HybridPipeline)
     hybrid = load_mini_hybrid() if hybrid is None else hybrid
     judges = mini_judges() if judges is None else judges
     calibration = load_calibration() if calibration is None else calibration
@@ -255,8 +256,10 @@ def summarize_pai(table: pd.DataFrame, value: str = "pai", resamples: int = 2000
     Returns:
         Columns split_point, mean, low, high, prompts, samples.
     """
-    if value not in table:
-        raise ValueError(f"value={value!r} is not a column; there are {', '.join(table.columns)}")
+    instance_of("table", table, pd.DataFrame)
+    one_of("value", value, table.columns)
+    whole_number("resamples", resamples, 1)
+    whole_number("seed", seed, 0)
     by_prompt = table.groupby(["prompt", "split_point"])[value].mean().unstack().to_numpy()
     draws = np.random.default_rng(seed).integers(len(by_prompt), size=(resamples, len(by_prompt)))
     low, high = np.percentile(by_prompt[draws].mean(axis=1), [2.5, 97.5], axis=0)
@@ -294,6 +297,7 @@ class _Finished:
         self.path, self.settings, self.rows = None if path is None else Path(path), settings, {}
         if self.path is None:
             return
+        can_write("path", self.path)
         self.draft = self.path.with_name(f"{self.path.stem}.partial.csv")
         if self.path.exists():
             self._take(self.path.read_text(), read_meta(self.path)["settings"], self.path.name)
@@ -339,10 +343,8 @@ class _Finished:
 
 
 def _listed(name: str, values: Sequence) -> list:
-    values = [values] if isinstance(values, (str, int)) else list(values)
-    if not values:
-        raise ValueError(f"{name} is empty: at least one is needed")
-    if len(set(values)) < len(values):
+    values = one_or_many(name, values, str | int)
+    if any(value in values[:place] for place, value in enumerate(values)):
         raise ValueError(f"{name}={values} holds one value twice")
     return values
 

@@ -14,10 +14,18 @@ from typing import Any
 
 import torch
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import a_mapping, finite_number, one_of, whole_number
 from splitpoint.diffusion.families import Conditioning, Family
 from splitpoint.diffusion.packet import MAX_GUIDANCE, Packet, check_prompt
-from splitpoint.diffusion.sampler import MAX_STEPS, StepTable, advance, rule_of, scheduler_settings, step_table
+from splitpoint.diffusion.sampler import (
+    MAX_STEPS,
+    SAMPLERS,
+    StepTable,
+    advance,
+    rule_of,
+    scheduler_settings,
+    step_table,
+)
 
 REMEMBERED_PROMPTS = 64  # whose conditioning a batch keeps
 
@@ -50,6 +58,8 @@ class Request:
         whole_number("num_steps", self.num_steps, 1, MAX_STEPS)
         whole_number("split_point", self.split_point, 0, self.num_steps)
         finite_number("guidance_scale", self.guidance_scale, 0, MAX_GUIDANCE)
+        one_of("scheduler", self.scheduler, SAMPLERS)
+        a_mapping("scheduler_options", self.scheduler_options)
 
 
 @dataclass(eq=False)

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from splitpoint.checks import one_or_many
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta, write_rows
 
 PIXELS = 64
@@ -151,7 +152,7 @@ def load_emoji(styles: Sequence[str] = STYLES, concepts: Sequence[str] | None = 
     """
     styles = _known("styles", styles, STYLES)
     table = {row["name"]: row for row in emoji_table()}
-    concepts = _known("concepts", table if concepts is None else concepts, tuple(table))
+    concepts = _known("concepts", tuple(table) if concepts is None else concepts, tuple(table))
     index = [
         (c, s, table[name][style])
         for c, name in enumerate(concepts)
@@ -193,12 +194,10 @@ def nearest(word: str, known: Sequence[str], number: int = 3) -> list[str]:
 
 
 def _known(argument: str, given: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    given = (given,) if isinstance(given, str) else tuple(given)
-    if not given:
-        raise ValueError(f"{argument} is empty; valid: any of {len(known)}, for instance {', '.join(known[:6])}")
+    given = tuple(one_or_many(argument, given))
     valid = set(known)
     for name in given:
-        if name not in valid:
+        if not isinstance(name, str) or name not in valid:
             near = ", ".join(nearest(str(name), known))
             raise ValueError(f"{argument} holds {name!r}, which is unknown; nearest: {near}")
     return given

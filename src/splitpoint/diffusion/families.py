@@ -236,8 +236,8 @@ FAMILIES: dict[str, type[Family]] = {
 }
 
 
-def family_of(pipeline) -> Family:
-    """The family of a pipeline.
+def family_of(pipeline, argument: str = "pipeline") -> Family:
+    """The family of a pipeline; ``argument`` is its name in a message.
 
     Raises:
         ValueError: if no family knows its class, or it lacks what its family needs.
@@ -245,4 +245,4 @@ def family_of(pipeline) -> Family:
     for kind in type(pipeline).__mro__:
         if kind.__name__ in FAMILIES:
             return FAMILIES[kind.__name__](pipeline)
-    raise ValueError(f"pipeline={type(pipeline).__name__} is of no known family; there are: {', '.join(FAMILIES)}")
+    raise ValueError(f"{argument}={type(pipeline).__name__} is of no known family; there are: {', '.join(FAMILIES)}")

@@ -13,7 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import a_mapping, a_sequence, finite_number, instance_of, one_of, one_or_many, whole_number
 from splitpoint.diffusion.batch import Request, Row, StepBatch, check_fits
 from splitpoint.diffusion.families import family_of
 from splitpoint.diffusion.packet import MAX_GUIDANCE, Packet, check_prompt
@@ -80,9 +80,12 @@ class HybridPipeline:
         if max_batch is not None:
             whole_number("max_batch", max_batch, 1)
         one_of("scheduler", scheduler, self.family.samplers)
+        for user in a_mapping("users", users).values():
+            instance_of("users", user, User)
+        options = a_mapping("scheduler_options", {} if scheduler_options is None else scheduler_options)
         self.pipeline, self.users = pipeline, dict(users)
         self.num_steps, self.guidance_scale = int(num_steps), float(guidance_scale)
-        self.scheduler, self.scheduler_options = scheduler, dict(scheduler_options or {})
+        self.scheduler, self.scheduler_options = scheduler, dict(options)
         self.scheduler_config = scheduler_settings(scheduler, self.family.scheduler_settings, self.scheduler_options)
         self.table = step_table(scheduler, self.scheduler_config, self.num_steps)
         self.packet_dtype, self.send_embeddings, self.max_batch = packet_dtype, send_embeddings, max_batch
@@ -166,6 +169,7 @@ class HybridPipeline:
             ValueError: for an unknown user, or a packet that does not fit that user's model.
         """
         user = self.user(user)
+        instance_of("packet", packet, Packet)
         return to_images(decode(user.pipeline, self.device_latents([packet], user, **watch)))[0]
 
     @torch.no_grad()
@@ -192,10 +196,9 @@ class HybridPipeline:
             ValueError: for an unknown user, no packet, packets of different runs, or one that does not fit the model.
         """
         user = self.user(user)
-        if not packets:
-            raise ValueError("packets is empty: at least one is needed")
         family = family_of(user.pipeline)
-        for packet in packets:
+        for packet in a_sequence("packets", packets):
+            instance_of("packets", packet, Packet)
             check_fits(packet, family)
             if _run_of(packet) != _run_of(packets[0]):
                 raise ValueError("packets of one batch must agree on num_steps, guidance_scale and scheduler")
@@ -225,7 +228,8 @@ class HybridPipeline:
         Raises:
             ValueError: naming the argument, its value and the valid range.
         """
-        users = [self.user(user) for user in users]
+        users = [self.user(user) for user in one_or_many("users", users, str | User)]
+        instance_of("prompt", prompt, str)
         packets = self.edge_phase(prompt, split_points, seed, share_runs=True, progress=progress, cancel=cancel)
         latents = [self.device_latents(packets, user, progress=progress, cancel=cancel) for user in users]
         return torch.stack([decode(user.pipeline, latent).cpu() for user, latent in zip(users, latents)], dim=1)
@@ -243,8 +247,7 @@ class HybridPipeline:
         cancel: Cancel | None = None,
     ) -> HybridOutput:
         """Edge phase, hand-over as bytes, then each request alone on its user's device; see ``hybrid_generate``."""
-        users = [users] if isinstance(users, (str, User)) else list(users)
-        users = [self.user(user) for user in users]
+        users = [self.user(user) for user in one_or_many("users", users, str | User)]
         prompts, split_points, seeds, users = check_requests(self.num_steps, prompts, split_points, seed, users)
         watch = {"on_step": on_step, "progress": progress, "cancel": cancel}
         packets = self.edge_phase(prompts, split_points, seeds, batching=batching, **watch)
@@ -265,7 +268,7 @@ class HybridPipeline:
         """
         if isinstance(user, User):
             return user
-        if user not in self.users:
+        if not isinstance(user, str) or user not in self.users:
             raise ValueError(f"user={user!r} is unknown; there are {', '.join(self.users) or 'none'}")
         return self.users[user]
 
@@ -406,7 +409,7 @@ def check_requests(num_steps: int, prompts, split_points, seeds, users: list[Use
         ValueError: naming the argument, its value and the valid range.
     """
     columns = {
-        "prompts": [prompts] if isinstance(prompts, str) else list(prompts),
+        "prompts": one_or_many("prompts", prompts),
         "split_points": list(split_points) if _is_many(split_points) else [split_points],
         "seed": list(seeds) if _is_many(seeds) else [seeds],
     }

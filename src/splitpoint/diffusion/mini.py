@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
+from splitpoint.checks import a_path, a_sequence, finite_number, one_or_many, whole_number
 from splitpoint.diffusion.emoji import WEIGHTS_LICENCE, emoji_table, nearest
+from splitpoint.diffusion.families import family_of
+from splitpoint.diffusion.packet import MAX_GUIDANCE, check_prompt
 from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, read_meta, sha256, write_atomically, write_meta
 
 GUIDANCE_SCALE = 3.0
 FILLERS = {"a", "an", "the", "of", "with", "and", "in", "on", "picture", "emoji"}
-_HEAD = "model_index.json"  # the folder's sidecar stands beside it and holds the checksum of every file
+HEAD = "model_index.json"  # the folder's sidecar stands beside it and holds the checksum of every file
 
 
 class MiniPipeline(StableDiffusionPipeline):
@@ -55,8 +58,10 @@ def load_mini(folder: Path | None = None, device: str = "cpu", dtype: torch.dtyp
     Raises:
         ValueError: if a file is missing, damaged or not the one that was trained.
     """
-    folder = data_path("models", "mini") if folder is None else Path(folder)
-    _check_folder(folder)
+    folder = data_path("models", "mini") if folder is None else folder
+    a_path("folder", folder)
+    folder = Path(folder)
+    check_folder(folder)
     settings = json.loads((folder / "concepts.json").read_text(encoding="utf-8"))
     try:
         with quiet():
@@ -119,9 +124,17 @@ def draw(
     Raises:
         ValueError: if prompts and seeds differ in number, or there are none.
     """
-    seeds = list(seeds)
-    prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
-    if not seeds or len(prompts) != len(seeds):
+    family_of(pipe, "pipe")
+    seeds = list(a_sequence("seeds", seeds))
+    for seed in seeds:
+        whole_number("seeds", seed, 0, 2**63 - 1)
+    whole_number("num_steps", num_steps, 1, pipe.scheduler.config.num_train_timesteps)
+    finite_number("guidance_scale", guidance_scale, 0, MAX_GUIDANCE)
+    whole_number("batch", batch, 1)
+    prompts = [prompts] * len(seeds) if isinstance(prompts, str) else one_or_many("prompts", prompts)
+    for prompt in prompts:
+        check_prompt("prompts", prompt)
+    if len(prompts) != len(seeds):
         raise ValueError(f"prompts has {len(prompts)} entries and seeds has {len(seeds)}; valid: as many, at least 1")
     images = []
     for start in range(0, len(seeds), batch):
@@ -180,7 +193,7 @@ def seal_mini(folder: Path, **entries: object) -> dict:
         entries: of the sidecar, as for ``write_meta``.
     """
     sums = {name: sha256(folder / name) for name in _parts(folder)}
-    return write_meta(folder / _HEAD, **{"kind": "trained", "licence": WEIGHTS_LICENCE, **entries}, files=sums)
+    return write_meta(folder / HEAD, **{"kind": "trained", "licence": WEIGHTS_LICENCE, **entries}, files=sums)
 
 
 def _parts(folder: Path) -> list[str]:
@@ -194,15 +207,15 @@ def _parts(folder: Path) -> list[str]:
     )
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Refuse a folder with a file too many, too few, or other than it was: each of them changes the pictures."""
     advice = "restore it with `git checkout -- data`, or train it with `make train-mini`"
-    if not (folder / _HEAD).exists():
-        raise ValueError(f"folder={folder.name!r} holds no {_HEAD}; {advice}")
-    meta = read_meta(folder / _HEAD)
+    if not (folder / HEAD).exists():
+        raise ValueError(f"folder={folder.name!r} holds no {HEAD}; {advice}")
+    meta = read_meta(folder / HEAD)
     sums, found = meta.get("files"), _parts(folder)
     if not isinstance(sums, dict) or not sums:
-        raise ValueError(f"the sidecar of {_HEAD} in folder={folder.name!r} lists no files; {advice}")
+        raise ValueError(f"the sidecar of {HEAD} in folder={folder.name!r} lists no files; {advice}")
     for name in sorted({*sums, *found}):
         if name not in found:
             raise ValueError(f"folder={folder.name!r} holds no {name}; {advice}")

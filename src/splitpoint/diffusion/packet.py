@@ -14,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 import torch
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import finite_number, instance_of, one_of, whole_number
 from splitpoint.diffusion.sampler import MAX_STEPS, SAMPLERS
 
 MAX_PROMPT = 10_000  # characters
@@ -83,8 +83,7 @@ class Packet:
 
     def astype(self, dtype: str) -> "Packet":
         """The same packet with every tensor as ``"float16"`` or ``"float32"``."""
-        if dtype not in _DTYPES:
-            raise ValueError(f"dtype={dtype!r} is not one of {', '.join(_DTYPES)}")
+        one_of("dtype", dtype, _DTYPES)
         cast = lambda tensor: None if tensor is None else tensor.to(_DTYPES[dtype][1])
         return replace(
             self,
@@ -128,6 +127,7 @@ class Packet:
         Raises:
             ValueError: if the bytes are not a packet, are cut short, or were changed on the way.
         """
+        instance_of("content", content, bytes | bytearray | memoryview)
         content = bytes(content)
         if content[: len(_MAGIC)] != _MAGIC:
             raise ValueError("content is not a hand-over packet: it does not begin with the magic word")

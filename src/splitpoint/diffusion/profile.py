@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from splitpoint.checks import a_sequence, instance_of, one_of, whole_number
 from splitpoint.diffusion.batch import Request, StepBatch
 from splitpoint.diffusion.networks import Architecture, architectures, bare_family, build_model, cast, model_flop
 from splitpoint.diffusion.sampler import MAX_STEPS
@@ -271,9 +272,9 @@ def profile_step_latency(
     """
     import pandas as pd
 
-    device = device or best_device()
+    device = best_device() if device is None else device
     rows = _profile(
-        Setting(architecture, dtype, mode, guidance, tuple(batch_sizes), repeats, warmups),
+        Setting(architecture, dtype, mode, guidance, tuple(a_sequence("batch_sizes", batch_sizes)), repeats, warmups),
         device,
         model,
         seed,
@@ -309,15 +310,15 @@ def _check(setting: Setting, device: str) -> None:
         ("dtype", setting.dtype, DTYPES),
         ("mode", setting.mode, MODES),
     ):
-        if value not in choices:
-            raise ValueError(f"{name}={value!r} is unknown; there are: {', '.join(choices)}")
+        one_of(name, value, choices)
+    one_of("device", device, ("cuda", "mps", "cpu"))
     if setting.mode == "cuda_graphs" and device != "cuda":
         raise ValueError(f"mode='cuda_graphs' needs device='cuda', not {device!r}")
-    if not setting.batch_sizes or any(int(b) != b or b < 1 for b in setting.batch_sizes):
-        raise ValueError(f"batch_sizes={setting.batch_sizes!r} must be whole numbers in [1, inf)")
-    for name, low in (("repeats", 1), ("warmups", 0)):
-        if getattr(setting, name) < low:
-            raise ValueError(f"{name}={getattr(setting, name)!r} is outside [{low}, inf)")
+    instance_of("guidance", setting.guidance, bool)
+    for size in a_sequence("batch_sizes", setting.batch_sizes):
+        whole_number("batch_sizes", size, 1)
+    whole_number("repeats", setting.repeats, 1)
+    whole_number("warmups", setting.warmups, 0)
 
 
 def _profile(setting: Setting, device: str, model=None, seed: int = 0, progress: bool = False) -> list[dict]:

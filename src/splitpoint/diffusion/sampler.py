@@ -13,6 +13,7 @@ latents are diffusers' own to the last bit (Euler with velocity prediction: up t
 
 import inspect
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from splitpoint.checks import one_of, whole_number
+from splitpoint.checks import a_mapping, one_of, whole_number
 
 SAMPLERS = {  # name: diffusers' class, and what a deterministic run on unbounded latents needs
     "ddim": (DDIMScheduler, {"clip_sample": False, "thresholding": False}),
@@ -111,17 +112,20 @@ def scheduler_settings(sampler: str, own: Mapping, options: Mapping[str, object]
     Raises:
         ValueError: for an unknown sampler or option.
     """
-    one_of("scheduler", sampler, SAMPLERS)
+    one_of("sampler", sampler, SAMPLERS)
+    options = a_mapping("options", {} if options is None else options)
     kind, needed = SAMPLERS[sampler]
     defaults = {name: p.default for name, p in inspect.signature(kind.__init__).parameters.items() if name != "self"}
-    for name in options or {}:
+    for name, value in options.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"scheduler_options: {name}={value} is not a finite number")
         if name not in defaults or name in needed:
             valid = ", ".join(name for name in defaults if name not in needed)
             raise ValueError(f"scheduler_options holds {name!r}; valid for {sampler!r}: {valid}")
     try:
-        config = kind.from_config(dict(own), **{**(options or {}), **needed}).config
+        config = kind.from_config(dict(own), **{**options, **needed}).config
     except Exception as error:  # of many kinds, in diffusers' own words
-        raise ValueError(f"scheduler_options={dict(options or {})!r} are not valid for {sampler!r}: {error}") from error
+        raise ValueError(f"scheduler_options={dict(options)!r} are not valid for {sampler!r}: {error}") from error
     return {name: config[name] for name in defaults if config[name] != defaults[name]}
 
 
@@ -136,7 +140,7 @@ def step_table(sampler: str, settings: Mapping[str, object], num_steps: int) -> 
     Raises:
         ValueError: for an unknown sampler, or settings that diffusers refuses or that give no finite numbers.
     """
-    one_of("scheduler", sampler, SAMPLERS)
+    one_of("sampler", sampler, SAMPLERS)
     whole_number("num_steps", num_steps, 1, MAX_STEPS)
     return _table(sampler, json.dumps(dict(settings), sort_keys=True, default=list), int(num_steps))
 

@@ -23,7 +23,9 @@ from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from splitpoint.checks import a_mapping, a_path, a_sequence
 from splitpoint.diffusion.families import FAMILIES, family_of
+from splitpoint.diffusion.mini import HEAD, check_folder
 from splitpoint.diffusion.quiet import quiet
 from splitpoint.files import data_path, meta_path, read_meta, sha256
 
@@ -84,14 +86,16 @@ def load_users(
         ValueError: if a path holds neither a pipeline nor an adapter, or one that does not fit the base.
     """
     if not isinstance(personal, Mapping):
+        for path in a_sequence("personal", personal):
+            a_path("personal", path)
         names = [Path(path).stem if str(path).endswith(".safetensors") else Path(path).name for path in personal]
         if len(set(names)) < len(names):
             raise ValueError(f"personal={names} has a name twice; pass a mapping from user name to path")
         personal = dict(zip(names, personal))
-    if not personal:
-        raise ValueError("personal is empty: at least one user's model is needed")
+    for path in a_mapping("personal", personal, empty=False).values():
+        a_path("personal", path)
     edge = _load_pipeline(base, dtype, device) if isinstance(base, (str, Path)) else base
-    family_of(edge)
+    family_of(edge, "base")
     if device is not None:
         edge.to(device)
     users = {}
@@ -170,6 +174,8 @@ def _adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
 
 def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> DiffusionPipeline:
     as_asked = {} if dtype is None else {"dtype": dtype}
+    if meta_path(Path(path) / HEAD).exists():  # a folder of this project says what each of its files was
+        check_folder(Path(path))
     try:
         with quiet():
             name = DiffusionPipeline.load_config(path)["_class_name"]
@@ -226,6 +232,9 @@ def add_adapter(pipeline: DiffusionPipeline, path: str | Path, user: str) -> str
         ValueError: if it is not a LoRA for this model, if only a part of the file would be loaded, or if the file is
             not the one that its sidecar describes.
     """
+    a_path("path", path)
+    if not isinstance(user, str) or not user:
+        raise ValueError(f"user={user!r} must be a name")
     file = _adapter_file(path if Path(path).exists() else hf_hub_download(str(path), ADAPTER_FILE))
     if meta_path(file).exists():
         read_meta(file)

@@ -19,6 +19,9 @@ COMMANDS = {
         "splitpoint.study.living_edge:main",
         "play every policy on an edge over time: notebook 10's tables",
     ),
+    "edge": ("splitpoint.serving.edge_command:main", "start an edge that serves devices over the network"),
+    "device": ("splitpoint.serving.device:main", "draw pictures in a personal style, the first steps on an edge"),
+    "load": ("splitpoint.serving.load:main", "many devices at once: what an edge takes, and how well it predicts"),
     "draw-emoji": ("splitpoint.diffusion.emoji:main", "fetch and draw the emoji sets again"),
 }
 EXAMPLE = "example: splitpoint plan users.csv --edge A100 --software compiled --out plan.csv"

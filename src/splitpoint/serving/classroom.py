@@ -1,0 +1,141 @@
+"""A class around one edge: people join with a code, and this machine draws for those who have nothing installed."""
+
+import asyncio
+import hmac
+import io
+import secrets
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+from splitpoint.serving.engine import EngineOptions
+
+_LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"  # none that look alike
+
+
+class Classroom:
+    """Who may join, and the devices of students who have only a browser.
+
+    Their last steps are computed here, by a process of its own, one after the other, each at the pace that the
+    student's browser measured.
+
+    Args:
+        options: of the engine, for the same model and guidance.
+        tries: wrong codes before joining is closed for good.
+    """
+
+    def __init__(self, options: EngineOptions, tries: int = 500):
+        if options.model != "mini":
+            raise ValueError(f"model={options.model!r} of a classroom is 'mini', whose personal models are at hand")
+        self.options, self.tries = options, tries
+        self.code = "".join(secrets.choice(_LETTERS) for _ in range(6))
+        self._service: Any = None
+        self._pool: ProcessPoolExecutor | None = None
+        self._busy = asyncio.Semaphore(4)
+
+    async def start(self, service: Any) -> None:
+        """Load the personal models."""
+        self._service = service
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_load)
+        await asyncio.get_running_loop().run_in_executor(self._pool, _ready)
+
+    async def stop(self) -> None:
+        """End the process."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def may_join(self, code: str) -> bool:
+        """Whether this is the code; closed after too many wrong ones."""
+        right = hmac.compare_digest(code.strip().upper().encode(), self.code.encode())
+        self.tries -= not right
+        return right and self.tries > 0
+
+    def facts(self) -> dict:
+        """What the student's page offers."""
+        from splitpoint.diffusion.users import mini_users
+
+        return dict(styles=list(mini_users()), concepts=_concepts(), num_steps=self.options.num_steps)
+
+    async def draw(self, ticket: Any, style: str) -> bytes:
+        """The rest of a request in a style, and the picture as PNG; acknowledged with what it took.
+
+        Raises:
+            Refused: for a style that is not there, or a request that is over.
+        """
+        from splitpoint.diffusion.users import mini_users
+        from splitpoint.serving.protocol import Timings
+        from splitpoint.serving.service import Refused
+
+        if style not in mini_users():
+            raise Refused(422, "style is not one of this class")
+        service, loop = self._service, asyncio.get_running_loop()
+        content = None
+        if ticket.state != "home":
+            while content is None:
+                content = await service.content(ticket, 20.0)
+        received = service.now()
+        job = ticket.ask.prompt, ticket.ask.seed, service.engine.facts, content, style
+        picture, decode_s = await loop.run_in_executor(self._pool, _draw, job)
+        left = self.options.num_steps - ticket.steps
+        pace_s = left * ticket.ask.device_step_s - (service.now() - received - decode_s)
+        await asyncio.sleep(max(0.0, pace_s))
+        now = service.now()
+        device_s = max(0.0, now - received - decode_s)
+        timings = Timings(
+            transfer_s=0.0, device_s=device_s, decode_s=decode_s, total_s=max(1e-6, now - ticket.accepted_s)
+        )
+        if ticket.state in ("granted", "home"):
+            service.show_picture(ticket, picture)
+            service.acknowledge(ticket, timings)
+        return picture
+
+
+_users: dict = {}
+
+
+def _concepts() -> list[str]:
+    import json
+
+    from splitpoint.files import data_path
+
+    return sorted(json.loads(data_path("models", "mini", "concepts.json").read_text()))
+
+
+def _load() -> None:
+    import torch
+
+    from splitpoint.diffusion.hybrid import load_mini_hybrid
+
+    torch.set_num_threads(1)
+    _users.update(load_mini_hybrid().users)
+
+
+def _ready() -> int:
+    return len(_users)
+
+
+def _draw(job: tuple) -> tuple[bytes, float]:
+    """Steps that are left and the picture, in the classroom's process."""
+    from time import perf_counter
+
+    from splitpoint.diffusion.batch import Request, StepBatch
+    from splitpoint.diffusion.families import family_of
+    from splitpoint.diffusion.hybrid import to_images
+    from splitpoint.diffusion.packet import Packet
+
+    prompt, seed, facts, content, style = job
+    user = _users[style]
+    family = family_of(user.pipeline)
+    run = facts["num_steps"], 0, facts["guidance_scale"], facts["scheduler"]
+    with user.model():
+        batch = StepBatch(family)
+        row = batch.prepare(Packet.from_bytes(content) if content else Request(prompt, seed, *run))
+        if row.remaining:
+            batch.admit(row)
+        while row.remaining:
+            batch.step()
+            if row.error is not None:
+                raise row.error
+        began, picture = perf_counter(), io.BytesIO()
+        to_images(family.decode(row.latent[None]))[0].save(picture, "PNG")
+    return picture.getvalue(), perf_counter() - began

@@ -6,7 +6,6 @@ import hmac
 import io
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib import resources
 from typing import Any
 
@@ -73,7 +72,7 @@ class BodyLimit:
 
 
 def create_app(service: Service, tokens: Tokens, viewer: str, classroom: "Any | None" = None) -> FastAPI:
-    """The application of one edge.
+    """The application of one edge, which is started and stopped by whoever serves it.
 
     Args:
         service: the edge.
@@ -82,17 +81,7 @@ def create_app(service: Service, tokens: Tokens, viewer: str, classroom: "Any | 
         classroom: rules of joining, or None.
     """
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await service.start()
-        if classroom is not None:
-            await classroom.start(service)
-        yield
-        if classroom is not None:
-            await classroom.stop()
-        await service.stop()
-
-    app = FastAPI(title="splitpoint edge", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(title="splitpoint edge", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyLimit)
     app.state.service = service
 

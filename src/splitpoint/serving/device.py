@@ -315,15 +315,11 @@ def pace_of(text: str) -> float:
     Raises:
         ValueError: naming the devices that are known.
     """
-    from splitpoint.offloading import published_profiles
+    from splitpoint.offloading import hardware
 
     try:
         pace = float(text)
     except ValueError:
-        profiles = published_profiles()
-        known = dict(zip(profiles.devices, profiles.device_steps_s))
-        if text not in known:
-            raise ValueError(f"pace={text!r} is no number and no device; there are: {', '.join(known)}") from None
-        pace = float(known[text])
+        pace = hardware.device(text).step_s
     finite_number("pace", pace, 0.0, open_end=True)
     return pace

@@ -123,18 +123,34 @@ async def _serve(options, engine_options, service_options, tokens: Tokens, given
     url = f"http://{options.host if family == socket.AF_INET else f'[{options.host}]'}:{listening.getsockname()[1]}"
     classroom = Classroom(engine_options) if options.classroom else None
     app = create_app(service, tokens, viewer, classroom)
+    try:
+        await service.start()
+        if classroom is not None:
+            await classroom.start(service)
+        await _answer(options, app, service, listening, url, viewer, given, classroom)
+    finally:
+        if classroom is not None:
+            await classroom.stop()
+        await service.stop()
+
+
+async def _answer(options, app, service: Service, listening: socket.socket, url, viewer, given, classroom) -> None:
+    """Answer requests until a signal."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, ws="none", timeout_graceful_shutdown=3, limit_concurrency=2_000
+        app,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=3,
+        limit_concurrency=2_000,
     )
     server = uvicorn.Server(config)
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
-    if serving.done():
-        await serving
-        raise ValueError("the edge could not start; the lines above say why")
     _on_sigterm(server, service, options.drain)
-    print(f"edge       {url}   policy {options.policy!r}, batch up to {engine_options.max_batch}")
+    print(f"edge       {url}   policy {options.policy!r}, batch up to {options.max_batch}")
     print(f"live page  {url}/#token={viewer}")
     for name, token in given.items():
         print(f"device     splitpoint device --edge {url} --token {token}   # {name}")

@@ -171,17 +171,16 @@ class Service:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         await self.engine.stop()
         if self.journal is not None:
             self.journal.close()
 
     async def drain(self, longest_s: float = 30.0) -> None:
-        """Take nobody in any more and wait until who is here has been handed over."""
+        """Take nobody in any more and wait until who is here has the picture, or ``longest_s`` have passed."""
         self.draining = True
         until = monotonic() + longest_s
-        while monotonic() < until and any(
-            t.state in ("waiting", "granted") and t.content is None for t in self._open()
-        ):
+        while monotonic() < until and any(ticket.state in ("waiting", "granted") for ticket in self._open()):
             await asyncio.sleep(0.02)
 
     def _open(self) -> list[Ticket]:

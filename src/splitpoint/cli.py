@@ -22,6 +22,7 @@ COMMANDS = {
     "edge": ("splitpoint.serving.edge_command:main", "start an edge that serves devices over the network"),
     "device": ("splitpoint.serving.device:main", "draw pictures in a personal style, the first steps on an edge"),
     "load": ("splitpoint.serving.load:main", "many devices at once: what an edge takes, and how well it predicts"),
+    "serving-tables": ("splitpoint.study.serving:main", "run edges and measure how well they predict: notebook 12"),
     "draw-emoji": ("splitpoint.diffusion.emoji:main", "fetch and draw the emoji sets again"),
 }
 EXAMPLE = "example: splitpoint plan users.csv --edge A100 --software compiled --out plan.csv"

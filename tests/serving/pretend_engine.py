@@ -10,7 +10,12 @@ class PretendEngine:
 
     def __init__(self, num_steps=10, max_batch=4, by_hand=False):
         self.facts = dict(
-            num_steps=num_steps, max_batch=max_batch, guidance_scale=1.0, scheduler="ddim", fingerprint="none", model="none"
+            num_steps=num_steps,
+            max_batch=max_batch,
+            guidance_scale=1.0,
+            scheduler="ddim",
+            fingerprint="none",
+            model="none",
         )
         self.by_hand, self.jobs, self.rows, self.starts, self.computed = by_hand, {}, {}, 0, []
         self.poisoned, self.die_at, self.ticks = set(), None, 0

@@ -67,7 +67,17 @@ def test_names_that_could_be_more_than_a_name_are_refused(name):
 def test_a_token_is_its_users_and_nobody_elses():
     tokens = Tokens({"ann": "a" * 8, "ben": "b" * 8})
     assert tokens.user("Bearer " + "a" * 8) == "ann" and tokens.user("bearer " + "b" * 8) == "ben"
-    for header in (None, "", "Bearer", "Bearer ", "Bearer " + "a" * 9, "a" * 8, "Basic " + "a" * 8, "Bearer \ud800", "Bearer" + "a" * 8):
+    for header in (
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        "Bearer " + "a" * 9,
+        "a" * 8,
+        "Basic " + "a" * 8,
+        "Bearer \ud800",
+        "Bearer" + "a" * 8,
+    ):
         assert tokens.user(header) is None
     new = tokens.add("zoe")
     assert tokens.user(f"Bearer {new}") == "zoe"

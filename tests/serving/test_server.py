@@ -300,12 +300,21 @@ def test_a_term_signal_lets_who_is_here_finish(tmp_path, hybrid):
         (("--max-batch", "0"), "max_batch=0"),
         (("--scheduler", "nothing"), "scheduler='nothing' is unknown"),
         (("--users", "../x"), "name must be"),
+        (("--table", "nowhere.csv"), "table='nowhere.csv'"),
     ],
 )
 def test_an_edge_that_cannot_start_says_why_in_one_line(options, said):
     with pytest.raises(ValueError, match="did not start") as error:
         start(*options)
     assert said in str(error.value)
+
+
+def test_a_table_of_an_earlier_start_is_taken_as_it_is(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("batch,step_s\n1,0.5\n4,0.8\n")
+    with running("--max-batch", "4", "--table", str(table)) as edge:
+        said = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}).json()
+        assert said["table_s"] == pytest.approx([0.5, 0.6, 0.7, 0.8])
 
 
 def test_a_pace_is_a_number_or_a_device():

@@ -107,7 +107,10 @@ def test_no_room_is_said_before_the_engine_hears_of_it():
     async def scenario(service):
         service.engine.by_hand = True
         prepared = []
-        service.engine.prepare, before = lambda name, job: (prepared.append(name), before(name, job)), service.engine.prepare
+        service.engine.prepare, before = (
+            lambda name, job: (prepared.append(name), before(name, job)),
+            service.engine.prepare,
+        )
         refused = 0
         for number in range(40):
             try:
@@ -253,7 +256,7 @@ def test_the_policy_is_served_as_it_is_simulated():
     "wrong",
     [
         dict(transfer_s=-1.0), dict(max_waiting=0), dict(max_live=1.5), dict(keep_s=0.0), dict(repeats=0),
-        dict(expected_hz=float("nan")), dict(min_split=-1),
+        dict(expected_hz=float("nan")), dict(min_split=-1), dict(table=[1.0]),
     ],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(wrong):

@@ -3,15 +3,19 @@
 import argparse
 import asyncio
 import json
+import os
 import secrets
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 
+import pandas as pd
 import uvicorn
 
 from splitpoint.files import write_atomically
+from splitpoint.offloading import TableLatency
 from splitpoint.serving.app import create_app
 from splitpoint.serving.classroom import Classroom
 from splitpoint.serving.engine import DTYPES, EngineOptions, ProcessEngine
@@ -44,11 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=DTYPES, help="of the weights")
     add("--threads", type=int, default=1, help="of the process that computes")
     add("--same-shape", action="store_true", help="pad every step, so that company changes no bit of a picture")
+    add("--table", type=Path, help="CSV of batch,step_s from an earlier start, instead of timing steps at this one")
     add("--transfer", type=float, default=0.005, help="seconds of a hand-over, for decisions and forecasts")
     add("--expected-hz", type=float, default=4.0, help="requests a second that the policy is tuned for")
     add("--max-waiting", type=int, default=64, help="requests that may wait; more are turned away")
     add("--keep", type=float, default=600.0, help="seconds that a packet waits for its device")
     add("--drain", type=float, default=30.0, help="seconds to finish after SIGTERM")
+    add("--with-parent", action="store_true", help="end when standard input is closed, for whoever started it")
     add("--classroom", action="store_true", help="let people join with a code, and draw for them")
     return parser
 
@@ -79,6 +85,7 @@ def main() -> None:
         max_waiting=options.max_waiting,
         keep_s=options.keep,
         expected_hz=options.expected_hz,
+        table=None if options.table is None else _table(options.table),
     )
     _check_policy(options.policy)
     given = _tokens(options)
@@ -95,6 +102,14 @@ def _check_policy(name: str) -> None:
         load_curve(name)
     else:
         one_of("policy", name, policies())
+
+
+def _table(path: Path) -> TableLatency:
+    try:
+        table = pd.read_csv(path)
+        return TableLatency(tuple(table["batch"]), tuple(table["step_s"]))
+    except (OSError, KeyError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise ValueError(f"table={path.name!r} must hold columns batch and step_s: {error}") from None
 
 
 def _tokens(options: argparse.Namespace) -> dict[str, str | None]:
@@ -114,7 +129,8 @@ async def _serve(options, engine_options, service_options, tokens: Tokens, given
     viewer = secrets.token_urlsafe(12)
     service = Service(ProcessEngine(engine_options), service_options, journal)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # with its protocol named, asyncio sends small answers at once (TCP_NODELAY); without, each waits 40 ms for an ACK
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((options.host, options.port))
@@ -150,6 +166,8 @@ async def _answer(options, app, service: Service, listening: socket.socket, url,
     while not server.started and not serving.done():
         await asyncio.sleep(0.02)
     _on_sigterm(server, service, options.drain)
+    if options.with_parent:
+        _end_with_parent()
     print(f"edge       {url}   policy {options.policy!r}, batch up to {options.max_batch}")
     print(f"live page  {url}/#token={viewer}")
     for name, token in given.items():
@@ -162,6 +180,17 @@ async def _answer(options, app, service: Service, listening: socket.socket, url,
         facts["code"] = classroom.code if classroom else None
         write_atomically(options.ready, json.dumps(facts).encode())
     await serving
+
+
+def _end_with_parent() -> None:
+    """Drain once standard input is closed, which the system does also for a parent that was killed."""
+
+    def wait() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _on_sigterm(server: uvicorn.Server, service: Service, longest_s: float) -> None:

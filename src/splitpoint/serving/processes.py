@@ -1,4 +1,4 @@
-"""An edge that a test or a notebook starts, and that ends with it."""
+"""An edge that a test or a notebook starts, and that ends with it: also if that is killed, as its input closes then."""
 
 import json
 import os
@@ -91,7 +91,9 @@ def start(
         ]
         quiet = {**os.environ, "TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         with said.open("wb") as words:
-            process = subprocess.Popen(command, stdout=words, stderr=subprocess.STDOUT, env=quiet)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=words, stderr=subprocess.STDOUT, env=quiet
+            )
         until = time.monotonic() + longest_s
         while not ready.exists():
             if process.poll() is not None or time.monotonic() > until:

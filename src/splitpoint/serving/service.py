@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from splitpoint.checks import finite_number, whole_number
+from splitpoint.checks import finite_number, instance_of, whole_number
 from splitpoint.edge import Edge, Poisson, Request, System, Users, make_policy
 from splitpoint.offloading import AccuracyModel, SystemParameters, TableLatency, published_profiles
 from splitpoint.offloading.problem import RELEASED_ACCURACY
@@ -44,6 +44,7 @@ class ServiceOptions:
         repeats: steps a batch size is timed with at the start.
         accuracy: curve; the released one rescaled to the run if left out.
         expected_hz: arrivals that tuned policies are tuned for.
+        table: seconds of a step against the batch, from an earlier start; measured at the start if left out.
     """
 
     policy: str = "posted_price"
@@ -55,6 +56,7 @@ class ServiceOptions:
     repeats: int = 9
     accuracy: AccuracyModel | None = None
     expected_hz: float = 4.0
+    table: TableLatency | None = None
 
     def __post_init__(self):
         finite_number("transfer_s", self.transfer_s, 0.0)
@@ -64,6 +66,8 @@ class ServiceOptions:
         whole_number("repeats", self.repeats, 1)
         finite_number("keep_s", self.keep_s, 0.0, open_end=True)
         finite_number("expected_hz", self.expected_hz, 0.0, open_end=True)
+        if self.table is not None:
+            instance_of("table", self.table, TableLatency)
 
 
 class Refused(Exception):
@@ -153,7 +157,7 @@ class Service:
     async def start(self) -> None:
         """Load the engine, time its steps, make the policy and take up what the journal holds."""
         await self.engine.start(self._handed_over, self._engine_died)
-        table = await self._measured_table()
+        table = self.options.table or await self._measured_table()
         self.system = self._system(table)
         policy = make_policy(self.options.policy, self.system.edges, self._expected(), self.system.parameters)
         self.conductor = Conductor(self.system, policy, Forecast(self.system.table_s[0, 1:]))

@@ -1,0 +1,132 @@
+"""The running edge's live page in a real browser: for its tests, and for the README's picture of it.
+
+``python scripts/live_page.py`` starts an edge and ninety devices, and writes ``data/readme/live_page_light.png`` and
+``…_dark.png``. Needs chromium (a system package).
+"""
+
+import asyncio
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import websocket
+
+from splitpoint.files import data_path, write_atomically, write_meta
+from splitpoint.serving.load import draw_requests, play
+from splitpoint.serving.processes import running
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+QUIET = "--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --hide-scrollbars".split()
+
+
+def chromium() -> str | None:
+    """Where it is, if it is."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Browser:
+    """A headless Chromium with one page, driven over its debugging protocol; a context that ends it.
+
+    Args:
+        url: of the page.
+        width, height: of the window, pixels.
+        scheme: ``light`` or ``dark``, as the reader's system prefers.
+    """
+
+    def __init__(self, url: str, width: int = 1200, height: int = 1100, scheme: str = "light"):
+        self.url, self.size, self.scheme = url, (width, height), scheme
+        self.errors: list[str] = []
+        self._number = itertools.count(1)
+
+    def __enter__(self) -> "Browser":
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        command = [chromium(), *QUIET, f"--user-data-dir={self._folder.name}", "--remote-debugging-port=0"]
+        self._process = subprocess.Popen(
+            [*command, "--remote-allow-origins=*", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        port = Path(self._folder.name, "DevToolsActivePort")
+        self._until(lambda: port.exists() and port.read_text().strip(), "the browser did not start")
+        pages = httpx.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json", timeout=10).json()
+        page = next(page for page in pages if page["type"] == "page")
+        self._socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=20)
+        width, height = self.size
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value=self.scheme)])
+        self.call("Page.navigate", url=self.url)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._socket.close()
+        self._process.terminate()
+        self._process.wait(10)
+        self._folder.cleanup()
+
+    def call(self, method: str, **parameters) -> dict:
+        """A command of the protocol, and its answer; what the page complains of meanwhile is kept in ``errors``."""
+        number = next(self._number)
+        self._socket.send(json.dumps(dict(id=number, method=method, params=parameters)))
+        while True:
+            said = json.loads(self._socket.recv())
+            if said.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(said["params"]["exceptionDetails"]["text"])
+            elif said.get("method") == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
+                self.errors.append(said["params"]["entry"]["text"])
+            if said.get("id") == number:
+                return said.get("result", {})
+
+    def ask(self, expression: str):
+        """The value of an expression on the page."""
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def wait_for(self, expression: str) -> None:
+        """Until an expression is true."""
+        self._until(lambda: self.ask(expression), f"the page never came to {expression}")
+
+    def press(self, key: str) -> None:
+        """A key, down and up."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=9)
+
+    def picture(self) -> bytes:
+        """A PNG of the window."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
+    def _until(self, true, otherwise: str, longest_s: float = 30.0) -> None:
+        until = time.monotonic() + longest_s
+        while not true():
+            if time.monotonic() > until:
+                raise TimeoutError(otherwise)
+            time.sleep(0.02)
+
+
+def main() -> None:
+    people = ["ann", "ben", "cem", "dua", "eli", "fay"]
+    with running("--policy", "state_price", users=people) as edge:
+
+        def crowd():
+            asyncio.run(play(edge.url, list(edge.tokens.values()), draw_requests(5.0, 90, 0)))
+
+        thread = threading.Thread(target=crowd)
+        thread.start()
+        pages = [Browser(f"{edge.url}/#token={edge.viewer}", scheme=scheme) for scheme in ("light", "dark")]
+        with pages[0], pages[1]:
+            for page in pages:
+                page.wait_for("document.querySelectorAll('#last tr').length > 6")
+                page.wait_for("document.querySelectorAll('#rows li').length > 5")
+                file = data_path("readme", f"live_page_{page.scheme}.png")
+                write_atomically(file, page.picture())
+                write_meta(file, kind="measured", command="python scripts/live_page.py", seed=0, licence="CC-BY-SA-4.0")
+        thread.join()
+
+
+if __name__ == "__main__":
+    main()

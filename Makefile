@@ -11,7 +11,7 @@ TORCH ?=
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
-.PHONY: figures test notebooks profile train-mini assignments grade format lint mutants clean
+.PHONY: figures test notebooks profile train-mini assignments grade format lint mutants soak clean
 
 figures: $(VENV)/.installed
 	$(BIN)/python scripts/run_notebooks.py --mode $(MODE)
@@ -71,6 +71,10 @@ assignments: $(VENV)/.extras
 
 grade: $(VENV)/.extras
 	$(BIN)/python notebooks/assignments/grade.py grade
+
+# what a running edge survives: kills, a flood, half an hour of work (75 minutes)
+soak: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/soak.py
 
 clean:
 	rm -rf figures build results

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from splitpoint.diffusion import families, networks, profile
-from splitpoint.files import read_meta
+from splitpoint.files import meta_path, read_meta
 
 TINY = dict(
     sample_size=8,
@@ -249,6 +249,21 @@ def test_an_interrupted_profile_continues_and_keeps_what_it_has(tiny, tmp_path, 
     rows = list(csv.DictReader(out.open()))
     assert rows[:4] == first and len(rows) == 8
     assert read_meta(out)["kind"] == "measured" and {row[profile.RATE] for row in rows} == {"1000000000.0"}
+
+
+def test_a_profile_that_does_not_match_its_sidecar_is_not_continued_silently(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "measure_matrix_rate", lambda dtype, device: 1e9)
+    settings = [profile.Setting("tiny", "fp32", mode, False, (1,), 1, 0) for mode in ("eager", "channels_last")]
+    out = tmp_path / "machine.csv"
+    profile.run_profile(out, "cpu", settings=settings[:1])
+    kept = out.read_text()
+    out.write_text(kept.replace("eager", "eagre"))
+    with pytest.raises(ValueError, match="remove the sidecar to go on with these rows"):
+        profile.run_profile(out, "cpu", settings=settings)
+    out.write_text(kept)
+    meta_path(out).unlink()
+    profile.run_profile(out, "cpu", settings=settings)
+    assert out.read_text().startswith(kept) and read_meta(out)
 
 
 def test_the_sidecar_says_what_was_typed(tiny, tmp_path, monkeypatch):

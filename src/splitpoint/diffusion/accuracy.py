@@ -302,8 +302,18 @@ class _Finished:
         if self.path.exists():
             self._take(self.path.read_text(), read_meta(self.path)["settings"], self.path.name)
         elif self.draft.exists():
-            first, _, text = self.draft.read_text().partition("\n")
-            self._take(text, json.loads(first.removeprefix("# ")), self.draft.name)
+            self._go_on(*self.draft.read_text(errors="replace").split("\n", 1))
+
+    def _go_on(self, first: str = "", text: str = "") -> None:
+        try:
+            said = json.loads(first.removeprefix("# "))
+            whole = said["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+        except (ValueError, TypeError, KeyError):
+            whole, said = False, {}
+        if whole:
+            self._take(text, said["settings"], self.draft.name)
+        else:
+            print(f"{self.draft.name} was cut off or changed; its cases are measured again")
 
     def _take(self, text: str, settings: dict, name: str) -> None:
         differing = [key for key, value in json.loads(json.dumps(self.settings)).items() if settings.get(key) != value]
@@ -324,7 +334,8 @@ class _Finished:
         self.rows[rows["prompt"].iloc[0], int(rows["seed"].iloc[0])] = rows
         if self.path is not None:
             text = pd.concat(self.rows.values()).to_csv(index=False)
-            write_atomically(self.draft, f"# {json.dumps(self.settings)}\n{text}".encode())
+            said = dict(settings=self.settings, sha256=hashlib.sha256(text.encode()).hexdigest())
+            write_atomically(self.draft, f"# {json.dumps(said)}\n{text}".encode())
 
     def table(self, cases: list[tuple[str, int]], command: str) -> pd.DataFrame:
         table = pd.concat([self.rows[case] for case in cases], ignore_index=True)

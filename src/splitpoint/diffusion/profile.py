@@ -24,7 +24,7 @@ from splitpoint.checks import a_sequence, instance_of, one_of, whole_number
 from splitpoint.diffusion.batch import Request, StepBatch
 from splitpoint.diffusion.networks import Architecture, architectures, bare_family, build_model, cast, model_flop
 from splitpoint.diffusion.sampler import MAX_STEPS
-from splitpoint.files import device_name, project_root, write_meta, write_rows
+from splitpoint.files import device_name, meta_path, project_root, read_meta, write_meta, write_rows
 from splitpoint.progress import progress_bar
 
 MODES = ("eager", "channels_last", "compile", "cuda_graphs")
@@ -445,12 +445,15 @@ def run_profile(
         settings: curves; ``default_settings(device)`` if left out.
         seed: of weights and order.
         options: of the command line, for the sidecar.
+
+    Raises:
+        ValueError: for a file of another machine, or one that does not match its sidecar.
     """
     device, out, start = device or best_device(), Path(out), time.perf_counter()
     settings = list(default_settings(device) if settings is None else settings)
     for setting in settings:
         _check(setting, device)
-    rows = list(csv.DictReader(out.open())) if out.exists() else []
+    rows = _kept(out)
     for other in {row["device"] for row in rows} - {machine_name(device)}:
         raise ValueError(
             f"out={out.name!r} holds measurements of {other}; valid: a file of its own for {machine_name(device)}"
@@ -493,6 +496,22 @@ def run_profile(
                 flush=True,
             )
         print(flush=True)
+
+
+def _kept(out: Path) -> list[dict]:
+    """Rows of curves that were finished before."""
+    if not out.exists():
+        return []
+    sidecar = meta_path(out)
+    if sidecar.exists():
+        try:
+            read_meta(out)
+        except ValueError as error:
+            raise ValueError(
+                f"out={out.name!r} does not match {sidecar.name}: it was changed, or cut off between the two; remove "
+                "the sidecar to go on with these rows, or both to measure again"
+            ) from error
+    return list(csv.DictReader(out.open()))
 
 
 def _write_sidecar(out: Path, rows: Sequence[dict], device: str, seed: int, options: str) -> None:

@@ -154,6 +154,13 @@ class HiddenRegimes:
 
     def times(self, rng: np.random.Generator) -> NDArray[np.float64]:
         """See ``Arrivals``."""
+        start, rates = self.regimes(rng)
+        return _thinned(
+            rng, self.horizon_s, max(self.rates_hz), lambda t: rates[np.searchsorted(start, t, side="right") - 1]
+        )
+
+    def regimes(self, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What stays hidden: the moments at which regimes begin, and their rates; ``times`` draws the same first."""
         a_generator("rng", rng)
         regime, now, start, rates = int(rng.integers(len(self.rates_hz))), 0.0, [], []
         while now < self.horizon_s:
@@ -161,10 +168,7 @@ class HiddenRegimes:
             rates.append(self.rates_hz[regime])
             now += rng.exponential(self.mean_stay_s)
             regime = (regime + int(rng.integers(1, max(len(self.rates_hz), 2)))) % len(self.rates_hz)
-        path = np.array(rates)
-        return _thinned(
-            rng, self.horizon_s, max(self.rates_hz), lambda t: path[np.searchsorted(start, t, side="right") - 1]
-        )
+        return np.array(start), np.array(rates)
 
 
 @dataclass(frozen=True)

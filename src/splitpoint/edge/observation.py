@@ -15,7 +15,10 @@ from splitpoint.offloading import SystemParameters
 #: seconds over which arrivals are counted
 RATE_SCALES_S = (1.0, 10.0, 100.0)
 #: numbers of an edge that a learned curve may see
-FEATURES = ("free", "batch", "waiting", "work_left", "next_step_s", "rate_1", "rate_10", "rate_100")
+FEATURES = (
+    "free", "batch", "waiting", "work_left", "next_step_s", "rate_1", "rate_10", "rate_100",
+    "load_1", "load_10", "load_100", "stay_20", "stay_40", "stay_60", "stay_80", "stay_100", "stay_120",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +99,11 @@ class Observation:
         """Members and waiting, shape (E,)."""
         return self.batch + self.waiting
 
+    @property
+    def full_step_s(self) -> NDArray[np.float64]:
+        """Seconds of a step with all members that there is room for, as the compute is now, shape (E,)."""
+        return self.system.table_s[np.arange(len(self.system.limits)), self.system.limits] / self.free
+
     def __getitem__(self, row) -> "Observation":
         """One request of many."""
         fields = {name: getattr(self, name)[row] for name in self.__dataclass_fields__ if name != "system"}
@@ -105,9 +113,10 @@ class Observation:
         """Numbers for a learned curve, one row an edge, shape (E, len(names)).
 
         Args:
-            names: of ``free, batch, waiting, work_left, next_step_s, rate_1, rate_10, rate_100``; compute, batch and
-                waiting as shares, work in hundreds of steps, the next step in hundredths of a second, rates in tens a
-                second.
+            names: of ``FEATURES``; compute, batch and waiting as shares, work in hundreds of steps, the next step in
+                hundredths of a second, rates in tens a second; ``load_1``: arrivals in the time in
+                which all edges together make one full step; and
+                ``stay_40``: those with 40 steps left or more, as a share of the most members.
 
         Raises:
             ValueError: for an unknown name.
@@ -127,6 +136,11 @@ class Observation:
         }
         for name in a_sequence("names", names):
             one_of("names", name, FEATURES)
+        for scale, name in enumerate(("load_1", "load_10", "load_100")):
+            known[name] = 10 * rates[..., scale] / (1 / self.full_step_s).sum(axis=-1, keepdims=True)
+        for name in set(names) - set(known):
+            still = (self.remaining >= int(name.removeprefix("stay_"))).sum(axis=-1)
+            known[name] = still / self.system.limits
         return np.stack([known[name] for name in names], axis=-1)
 
 

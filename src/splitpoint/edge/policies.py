@@ -598,7 +598,8 @@ class LearnedCurve:
         knots: steps, rising, for ``curve``.
         activation: between layers, ``tanh`` or ``relu``.
         mean, scale: of the features, shape (features,); taken off and divided by.
-        base: what the output is added to: ``none``, or ``marginal``: the cost of a step as the batch is now.
+        base: what the output is added to: ``none``, or ``marginal``: the cost of a step as the batch is now; or
+            ``full_step``: the same, and the output counts in full steps as long as they are now.
     """
 
     weights: tuple[NDArray[np.float64], ...]
@@ -615,7 +616,7 @@ class LearnedCurve:
     def __post_init__(self):
         one_of("output", self.output, ("price", "curve"))
         one_of("activation", self.activation, ("tanh", "relu"))
-        one_of("base", self.base, ("none", "marginal"))
+        one_of("base", self.base, ("none", "marginal", "full_step"))
         for feature in a_sequence("features", self.features):
             one_of("features", feature, FEATURES)
         shapes = {
@@ -650,18 +651,29 @@ class LearnedCurve:
 
     def __call__(self, observation: Observation) -> Decision:
         """See ``Policy``."""
-        cost = self.cost(observation)
-        base = marginal_step_s(observation) if self.base == "marginal" else np.zeros(observation.free.shape)
-        room = full_s(observation)
         if self.output == "price":
-            return at_prices(observation, np.maximum(base + cost[..., 1], 0.0), cost[..., 0] + room)
+            cost, base = self._over_base(observation)
+            return at_prices(observation, np.maximum(base + cost[..., 1], 0.0), cost[..., 0] + full_s(observation))
+        return at_costs(observation, self.costs(observation) + full_s(observation)[..., None])
+
+    def costs(self, observation: Observation) -> NDArray[np.float64]:
+        """What 1, 2, … steps cost, shape (…, E, M), seconds; whether there is room is another question."""
+        cost, base = self._over_base(observation)
         steps = np.arange(1.0, observation.system.most_steps + 1)
+        if self.output == "price":
+            return cost[..., [0]] + np.maximum(base + cost[..., 1], 0.0)[..., None] * steps
         knots = np.append(0.0, self.knots)
         place = np.clip(np.searchsorted(knots, steps) - 1, 0, len(knots) - 2)
         part = (steps - knots[place]) / (knots[place + 1] - knots[place])
         cost = np.concatenate([np.zeros((*cost.shape[:-1], 1)), cost], axis=-1)
         curve = cost[..., place] * (1 - part) + cost[..., place + 1] * part
-        return at_costs(observation, curve + base[..., None] * steps + room[..., None])
+        return curve + base[..., None] * steps
+
+    def _over_base(self, observation: Observation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Output of the network in seconds, and what it is added to."""
+        cost = self.cost(observation)
+        base = np.zeros(observation.free.shape) if self.base == "none" else marginal_step_s(observation)
+        return (cost * observation.full_step_s[..., None] if self.base == "full_step" else cost), base
 
 
 def save_curve(path: str | FilePath, curve: LearnedCurve) -> None:

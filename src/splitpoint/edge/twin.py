@@ -264,6 +264,28 @@ class Twin:
         net = np.where(self.after_grant[None, :, :, None, None] >= 0, net, -np.inf)
         return np.argmax(net, axis=2)
 
+    def costs(self, choice: NDArray[np.int64], value: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What a grant of m steps costs everybody, exactly, under a rule: ``V(x) - V(x + m)``.
+
+        Args:
+            choice: the rule, shape (kinds, histograms, levels, W).
+            value: of beginning a step under it, from ``evaluate``, shape (histograms, levels).
+
+        Returns:
+            Seconds, shape (histograms, M + 1, levels, W); infinite where there is no room.
+        """
+        value = finite_array("value", value)
+        if value.shape != self.step_s.shape:
+            raise ValueError(f"value has shape {value.shape}; valid is {self.step_s.shape}")
+        matrices, gains = self._layers(np.asarray(choice))
+        cost = np.full((len(self.left), self.most_steps + 1, len(self.levels), self.most_waiting), np.inf)
+        there = self.after_grant >= 0
+        for waiting in range(self.most_waiting):
+            after = value[self.after_grant]  # (histograms, M + 1, levels)
+            cost[..., waiting] = np.where(there[..., None], value[:, None] - after, np.inf)
+            value = (matrices[waiting] @ value.ravel() + gains[waiting]).reshape(value.shape)
+        return cost
+
     def improve(self, value: NDArray[np.float64]) -> NDArray[np.int64]:
         """One policy improvement on a rule's values."""
         return self.decide(value)

@@ -15,6 +15,10 @@ COMMANDS = {
     "train-mini": ("splitpoint.diffusion.mini_training:main", "train the miniature again"),
     "train-judges": ("splitpoint.diffusion.judges_training:main", "train the judges of its pictures"),
     "train-agent": ("splitpoint.study.learning:main", "train the agents and make their tables again"),
+    "train-policy": (
+        "splitpoint.study.learned_price:main",
+        "train the edge's cost curves of notebook 11, and judge them",
+    ),
     "edge-tables": (
         "splitpoint.study.living_edge:main",
         "play every policy on an edge over time: notebook 10's tables",

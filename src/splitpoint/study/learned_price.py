@@ -1,0 +1,352 @@
+"""Experiments of notebook 11: a learned cost curve, judged on the twin without noise and at full size on unseen paths.
+
+``splitpoint train-policy twin`` and ``… edge`` train the curves that ship; ``… judge``, ``… without`` and
+``… ablation`` make the tables again.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import trim_mean
+
+from splitpoint.checks import finite_number, instance_of, one_of, whole_number
+from splitpoint.edge import (
+    Arrivals,
+    Edge,
+    HiddenRegimes,
+    LearnedCurve,
+    Poisson,
+    Ramp,
+    System,
+    Twin,
+    draw_paths,
+    fitted_trace,
+    load_curve,
+    make_policy,
+    save_curve,
+    simulate,
+)
+from splitpoint.edge.policies import Policy, StatePrice
+from splitpoint.files import can_write, data_path, results_path, write_meta, write_rows
+from splitpoint.learning.curve_training import CONTEXT, train_policy
+from splitpoint.learning.rollouts import EdgeGround, TwinGround
+from splitpoint.offloading.hardware import scenario
+from splitpoint.study.living_edge import named_edge, released_edge
+from splitpoint.tables import load_or_run
+
+#: rates and machines that the twin's agent is trained on; it is judged on others, too
+TWIN_RATES_HZ, TWIN_LEVELS = (0.5, 1.0, 2.0, 3.0), ((2.0, 4.0, 8.0), (1.0, 2.0, 4.0))
+#: the twin's state says everything, so that this is all that a curve needs there
+TWIN_CONTEXT = (
+    "free", "batch", "waiting", "stay_40", "stay_60", "stay_80", "stay_100", "stay_120", "rate_10", "next_step_s",
+)  # fmt: skip
+EDGE_KNOTS = (40.0, 80.0, 120.0)
+#: what is needed to train each curve that ships
+BUDGETS = {
+    "twin": dict(generations=7, count=8000, epochs=60),
+    "edge": dict(generations=6, count=560, epochs=60, knots=EDGE_KNOTS),
+}
+
+
+def twin_grounds() -> list[TwinGround]:
+    """Small edges at four rates and two levels of compute."""
+    return [TwinGround(Twin(rate, levels)) for rate in TWIN_RATES_HZ for levels in TWIN_LEVELS]
+
+
+def edge_grounds() -> list[EdgeGround]:
+    """The released edge, constant and fluctuating, slower ones, and four together; at constant rates and moving ones.
+
+    Of the scenarios that the agent is judged on, only three a second at a constant rate is among them, on other paths.
+    """
+    long_s, slow_s = 50.0, 120.0
+    moving = [Ramp(1.0, 24.0, long_s), Ramp(24.0, 1.0, long_s), HiddenRegimes((2.0, 8.0, 24.0), 15.0, long_s)]
+    rates = [Poisson(rate, long_s) for rate in (1.0, 2.0, 3.0, 4.0, 6.0, 9.0, 12.0, 18.0, 24.0)]
+    cases = [((released_edge(),), asked) for asked in rates + moving]
+    cases += [((released_edge(compute="fluctuating"),), asked) for asked in rates + moving]
+    several = tuple(Edge(released_edge(4).latency, transfer_s=0.1 * far) for far in (0, 1, 2, 3))
+    cases += [(several, Poisson(rate, long_s)) for rate in (3.0, 6.0, 12.0)]
+    slow = [((released_edge(2),), Poisson(rate, slow_s)) for rate in (0.5, 1.0, 2.0, 4.0)]
+    rule = StatePrice(0.0, 2.0)
+    grounds = [EdgeGround(System(edges), asked, rule, 2.0, 15.0) for edges, asked in cases]
+    return grounds + [EdgeGround(System(edges), asked, rule, 2.0, 50.0) for edges, asked in slow]
+
+
+def train(name: str, seed: int = 0, jobs: int = 2, after=None, **changes) -> LearnedCurve:
+    """One of the curves that ship; an interrupted training goes on.
+
+    Args:
+        name: ``twin`` or ``edge``.
+        seed: of everything random.
+        jobs: processes.
+        after: see ``train_policy``.
+        changes: to its budget in ``BUDGETS``.
+    """
+    one_of("name", name, BUDGETS)
+    grounds = twin_grounds() if name == "twin" else edge_grounds()
+    features = TWIN_CONTEXT if name == "twin" else CONTEXT
+    budget = BUDGETS[name] | changes
+    folder = results_path(f"policy_{name}_{seed}")
+    return train_policy(grounds, features=features, seed=seed, jobs=jobs, folder=folder, after=after, **budget)
+
+
+def judge_twin(curve: LearnedCurve, rates_hz: Sequence[float], levels: Sequence[Sequence[float]]) -> pd.DataFrame:
+    """Share of the exact online optimum in every twin, without noise.
+
+    Args:
+        curve: one for all.
+        rates_hz: requests a second.
+        levels: of compute, GPUs.
+
+    Returns:
+        ``rate_hz, levels, share``.
+    """
+    instance_of("curve", curve, LearnedCurve)
+    rows = []
+    for level in levels:
+        for rate in rates_hz:
+            ground = TwinGround(Twin(float(rate), tuple(level)))
+            gain, best = ground.twin.evaluate(ground.choice(curve))[0], ground.twin.optimum()[0]
+            rows.append(dict(rate_hz=rate, levels="/".join(f"{number:g}" for number in level), share=gain / best))
+    return pd.DataFrame(rows)
+
+
+#: what the twin's agent is trained without
+WITHOUT = {
+    "everything": {},
+    "the rate": dict(features=tuple(name for name in TWIN_CONTEXT if name != "rate_10")),
+    "the number waiting": dict(features=tuple(name for name in TWIN_CONTEXT if name != "waiting")),
+    "how long members stay": dict(features=tuple(name for name in TWIN_CONTEXT if not name.startswith("stay"))),
+    "hidden layers": dict(hidden=()),
+    "a second generation": dict(generations=1),
+}
+
+
+def train_without(what: str, seed: int) -> list[dict]:
+    """The twin's agent with one thing left out, on the twin at four rates, judged exactly at seven.
+
+    Args:
+        what: key of ``WITHOUT``.
+        seed: of everything random.
+    """
+    one_of("what", what, WITHOUT)
+    grounds = [TwinGround(Twin(rate)) for rate in TWIN_RATES_HZ]
+    settings = dict(generations=5, count=4000, epochs=60, features=TWIN_CONTEXT, seed=seed) | WITHOUT[what]
+    shares = judge_twin(train_policy(grounds, **settings), (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0), TWIN_LEVELS[:1])
+    return [dict(without=what, seed=seed, rate_hz=r, share=s) for r, s in zip(shares.rate_hz, shares.share)]
+
+
+def without(seeds: int = 2) -> pd.DataFrame:
+    """Every ablation of the twin's agent; stored and resumed.
+
+    Args:
+        seeds: trainings of each.
+    """
+    tasks = [dict(what=what, seed=seed) for what in WITHOUT for seed in range(seeds)]
+    settings = dict(seeds=seeds, without=list(WITHOUT))
+    return load_or_run(
+        "twin_without", train_without, tasks, settings=settings, command="splitpoint train-policy without"
+    )
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A scenario to be judged on.
+
+    Args:
+        edges: machines.
+        arrivals: requests.
+        expected: what tuned rules expect; ``arrivals`` if left out. Where the rate changes unseen, a constant one.
+    """
+
+    edges: tuple[Edge, ...]
+    arrivals: Arrivals
+    expected: Arrivals | None = None
+
+
+def scenarios(horizon_s: float = 60.0) -> dict[str, Unseen]:
+    """By name: constant rates, compute that fluctuates, hidden regimes, drift, fitted traces, several and named edges.
+
+    Args:
+        horizon_s: when the edges close.
+    """
+    finite_number("horizon_s", horizon_s, 0.0, open_end=True)
+    steady, moving = (released_edge(),), (released_edge(compute="fluctuating"),)
+    several = tuple(Edge(released_edge(4).latency, transfer_s=0.03 * far) for far in (1, 2, 4, 8))
+    named, crowd = named_edge(scenario("A100", num_steps=200))
+    nominal = Poisson(8.0, horizon_s)
+    regimes, drift = HiddenRegimes((4.0, 16.0), 20.0, horizon_s), Ramp(2.0, 20.0, horizon_s)
+    return {
+        "half a second": Unseen(steady, Poisson(0.5, horizon_s)),
+        "3 a second": Unseen(steady, Poisson(3.0, horizon_s)),
+        "8 a second": Unseen(steady, Poisson(8.0, horizon_s)),
+        "16 a second": Unseen(steady, Poisson(16.0, horizon_s)),
+        "30 a second": Unseen(steady, Poisson(30.0, horizon_s)),
+        "3 a second, compute moves": Unseen(moving, Poisson(3.0, horizon_s)),
+        "10 a second, compute moves": Unseen(moving, Poisson(10.0, horizon_s)),
+        "hidden regimes": Unseen(steady, regimes, nominal),
+        "hidden regimes, compute moves": Unseen(moving, regimes, nominal),
+        "step from 4 to 16": Unseen(steady, Ramp(4.0, 16.0, horizon_s, jump_s=horizon_s / 2), nominal),
+        "ramp from 2 to 20": Unseen(steady, drift, nominal),
+        "ramp, compute moves": Unseen(moving, drift, nominal),
+        "Azure, conversation": Unseen(steady, fitted_trace("azure_conversation", horizon_s), nominal),
+        "Azure, code": Unseen(steady, fitted_trace("azure_code", horizon_s), nominal),
+        "four edges": Unseen(several, Poisson(8.0, horizon_s)),
+        "an A100, five times as long": Unseen((named,), Poisson(2.0, 5 * horizon_s, crowd)),  # it is slow
+    }
+
+
+#: of the paths that all are judged on; nothing is tuned on it
+JUDGE_SEED = 5_000
+#: rules with the same information; those after the bar take milliseconds to tens of them a decision
+FAST, SLOW = ("posted_price", "state_price", "adaptive_price", "drift_plus_penalty", "learned"), (
+    "fluid_resolving", "bayes_selector", "hindsight_duals", "rollout",
+)  # fmt: skip
+#: what no policy may: it knows the regime that the others must guess
+SEEING = "sees the regime"
+PATHS = (
+    dict.fromkeys((*FAST, SEEING), 200)
+    | dict.fromkeys(SLOW, 12)
+    | {"drift_plus_penalty": 60, "fluid_resolving": 60, "rollout": 2}
+)
+
+
+def seeing(case: Unseen, seed: int, num_paths: int) -> Policy:
+    """The rule with two numbers for each regime, tuned for it, switched by somebody who sees the regime.
+
+    Args:
+        case: with hidden regimes.
+        seed, num_paths: of the paths that it will play.
+    """
+    hidden = case.arrivals
+    instance_of("case", hidden, HiddenRegimes)
+    assert isinstance(hidden, HiddenRegimes)
+    rules = {rate: make_policy("state_price", case.edges, Poisson(rate)) for rate in hidden.rates_hz}
+    seen = [hidden.regimes(np.random.default_rng([seed, number])) for number in range(num_paths)]
+
+    def decide(observation):
+        start, rates = seen[int(observation.run)]
+        return rules[float(rates[np.searchsorted(start, observation.time_s, side="right") - 1])](observation)
+
+    return decide
+
+
+def play_scenario(scenario: str, policy: str, num_paths: int, curve: str = "", seed: int = JUDGE_SEED) -> list[dict]:
+    """Gains of one policy on the fixed paths of one scenario.
+
+    Args:
+        scenario: key of ``scenarios()``.
+        policy: a name of ``edge.policies()``, or ``learned``.
+        num_paths: the first of the paths, which are the same for all policies.
+        curve: file of the learned curve; the one that ships if empty.
+        seed: of the paths; nothing is tuned on it.
+    """
+    one_of("scenario", scenario, scenarios())
+    whole_number("num_paths", num_paths, 1)
+    case = scenarios()[scenario]
+    expected = case.expected or case.arrivals
+    paths = draw_paths(case.edges, case.arrivals, seed, num_paths)
+    if policy == "learned":
+        made = load_curve(curve or data_path("agents", "edge_curve.safetensors"))
+    elif policy == SEEING:
+        made = seeing(case, seed, num_paths)
+    else:
+        made = make_policy(policy, case.edges, expected)
+    began = time.perf_counter()
+    table = simulate(case.edges, paths, made)
+    seconds = time.perf_counter() - began
+    gains = np.bincount(table.replication, table.gain_s, minlength=num_paths)
+    said = dict(scenario=scenario, policy=policy, decision_ms=1000 * seconds / max(len(table), 1))
+    return [said | dict(path=path, gain_s=gain) for path, gain in enumerate(gains)]
+
+
+def judge(names: Sequence[str] = FAST + SLOW, paths: dict[str, int] = PATHS) -> pd.DataFrame:
+    """Every policy on every scenario; stored, resumed, and run on all cores.
+
+    Args:
+        names: policies.
+        paths: how many of each scenario's fixed paths each of them plays.
+
+    Returns:
+        ``scenario, policy, decision_ms, path, gain_s``, one row a path.
+    """
+    tasks = [dict(scenario=case, policy=name, num_paths=paths[name]) for case in scenarios() for name in names]
+    hidden = [case for case, unseen in scenarios().items() if isinstance(unseen.arrivals, HiddenRegimes)]
+    tasks += [dict(scenario=case, policy=SEEING, num_paths=paths[SEEING]) for case in hidden]
+    settings = dict(names=list(names), paths={name: paths[name] for name in names}, seed=JUDGE_SEED)
+    return load_or_run(
+        "learned_price", play_scenario, tasks, settings=settings, command="splitpoint train-policy judge"
+    )
+
+
+def paired(table: pd.DataFrame, policy: str = "learned", draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
+    """How far a policy is ahead of every other one, path by path.
+
+    Args:
+        table: of ``judge``.
+        policy: the one.
+        draws: of the bootstrap over paths.
+        seed: of the bootstrap.
+
+    Returns:
+        ``scenario, against, paths, ahead`` (interquartile mean of the difference over the other's mean gain), ``low,
+        high`` (95 % interval), ``p`` (one-sided, by bootstrap) and ``p_holm`` (over scenarios, for each rival).
+    """
+    instance_of("table", table, pd.DataFrame)
+    rng, rows = np.random.default_rng(seed), []
+    for case, here in table.groupby("scenario", sort=False):
+        gains = here.pivot(index="path", columns="policy", values="gain_s")
+        for rival in gains.columns.drop(policy):
+            both = gains[[policy, rival]].dropna()
+            difference = ((both[policy] - both[rival]) / both[rival].abs().mean()).to_numpy()
+            drawn = trim_mean(difference[rng.integers(len(both), size=(draws, len(both)))], 0.25, axis=1)
+            low, high = np.quantile(drawn, (0.025, 0.975))
+            ahead = float(trim_mean(difference, 0.25))
+            p = (1 + np.sum(drawn <= 0)) / (1 + draws)
+            rows.append(
+                dict(scenario=case, against=rival, paths=len(both), ahead=ahead, low=low, high=high, p=float(p))
+            )
+    result = pd.DataFrame(rows)
+    result["p_holm"] = result.groupby("against").p.transform(_holm)
+    return result
+
+
+def _holm(p: pd.Series) -> pd.Series:
+    """Adjusted for looking at several scenarios."""
+    order = p.sort_values()
+    steps = order * np.arange(len(order), 0, -1)
+    return steps.cummax().clip(upper=1.0).reindex(p.index)
+
+
+def main() -> None:
+    """``splitpoint train-policy``."""
+    from splitpoint.study.edge_learners import ablation
+
+    parser = argparse.ArgumentParser(
+        prog="splitpoint train-policy",
+        description="Train the cost curves that ship, and judge them.",
+        epilog="example: splitpoint train-policy twin",
+    )
+    tables = {"judge": judge, "without": without, "ablation": ablation}
+    parser.add_argument("name", choices=(*BUDGETS, *tables))
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    options = parser.parse_args()
+    if options.name in tables:
+        file = {"judge": "learned_price", "without": "twin_without", "ablation": "edge_learners"}[options.name]
+        path = can_write("data", data_path("learning", f"{file}.csv"))
+        write_rows(path, tables[options.name]().round(6).to_dict("records"))
+        write_meta(path, kind="simulated", command=f"splitpoint train-policy {options.name}", seed=0)
+        return
+    path = can_write("data", data_path("agents", f"{options.name}_curve.safetensors"))
+    began = time.perf_counter()
+    curve = train(
+        options.name,
+        jobs=options.jobs,
+        after=lambda number, _: print(f"generation {number}: {time.perf_counter() - began:.0f} s", flush=True),
+    )
+    save_curve(path, curve)
+    settings = BUDGETS[options.name] | dict(seconds=round(time.perf_counter() - began))
+    write_meta(path, kind="trained", command=f"splitpoint train-policy {options.name}", seed=0, settings=settings)

@@ -1,5 +1,7 @@
 """An edge in a process of its own, with the miniature: what arrives, what is refused, what survives."""
 
+import asyncio
+import io
 import json
 import os
 import threading
@@ -8,11 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from splitpoint.diffusion.hybrid import load_mini_hybrid
 from splitpoint.diffusion.packet import Packet
 from splitpoint.serving.device import Device, pace_of
 from splitpoint.serving.link import LinkProxy, Toxics
+from splitpoint.serving.load import Crowd, draw_requests, play
 from splitpoint.serving.processes import running, start
 
 FEW = ("--num-steps", "6", "--max-batch", "4", "--policy", "first_come")
@@ -337,3 +341,27 @@ def _name(pid):
         return open(f"/proc/{pid}/comm").read().strip()
     except OSError:
         return ""
+
+
+def test_a_student_joins_with_a_code_and_this_machine_draws(hybrid):
+    with running(*FEW, "--classroom", users=["ann"]) as edge, httpx.Client(base_url=edge.url, timeout=30) as web:
+        offered = web.get("/v1/classroom").json()
+        assert offered["num_steps"] == 6 and "noto" in offered["styles"] and "red apple" in offered["concepts"]
+        assert web.post("/v1/join", json=dict(name="dua", code="WRONG1")).status_code == 403
+        token = web.post("/v1/join", json=dict(name="dua", code=edge.code.lower())).json()["token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = web.post("/v1/requests", json=BODY | {"device_step_s": 0.01}, headers=headers).json()
+        got = web.post(f"/v1/requests/{answer['id']}/draw", params={"style": "twemoji"}, headers=headers)
+        assert got.status_code == 200 and got.headers["content-type"] == "image/png"
+        image = Image.open(io.BytesIO(got.content))
+        alone = hybrid.generate("red apple", "twemoji", 6 - answer["steps"], BODY["seed"]).images[0]
+        assert grey_levels(image, alone) <= 1
+        again = web.post("/v1/requests", json=BODY | {"device_step_s": 0.01}, headers=headers).json()
+        bad = web.post(f"/v1/requests/{again['id']}/draw", params={"style": "../x"}, headers=headers)
+        assert bad.status_code == 422 and "style" in bad.json()["error"]
+
+
+def test_a_share_of_the_load_really_computes(edge):
+    requests = draw_requests(2.0, 4, 0, crowd=Crowd((0.02,)))
+    table = asyncio.run(play(edge.url, list(edge.tokens.values()), requests, compute=1.0, scale=50.0))
+    assert (table.status == 202).all() and table.computed.all() and (table.decode_s > 0).all()

@@ -2,10 +2,8 @@
 
 import asyncio
 import hmac
-import io
 import secrets
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from typing import Any
 
 from splitpoint.serving.engine import EngineOptions
@@ -36,8 +34,9 @@ class Classroom:
     async def start(self, service: Any) -> None:
         """Load the personal models."""
         self._service = service
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_load)
-        await asyncio.get_running_loop().run_in_executor(self._pool, _ready)
+        from splitpoint.serving.home import open_home
+
+        self._pool = await open_home()
 
     async def stop(self) -> None:
         """End the process."""
@@ -63,6 +62,7 @@ class Classroom:
             Refused: for a style that is not there, or a request that is over.
         """
         from splitpoint.diffusion.users import mini_users
+        from splitpoint.serving.home import draw_at_home
         from splitpoint.serving.protocol import Timings
         from splitpoint.serving.service import Refused
 
@@ -75,7 +75,7 @@ class Classroom:
                 content = await service.content(ticket, 20.0)
         received = service.now()
         job = ticket.ask.prompt, ticket.ask.seed, service.engine.facts, content, style
-        picture, decode_s = await loop.run_in_executor(self._pool, _draw, job)
+        picture, decode_s = await loop.run_in_executor(self._pool, draw_at_home, *job)
         left = self.options.num_steps - ticket.steps
         pace_s = left * ticket.ask.device_step_s - (service.now() - received - decode_s)
         await asyncio.sleep(max(0.0, pace_s))
@@ -90,52 +90,9 @@ class Classroom:
         return picture
 
 
-_users: dict = {}
-
-
 def _concepts() -> list[str]:
     import json
 
     from splitpoint.files import data_path
 
-    return sorted(json.loads(data_path("models", "mini", "concepts.json").read_text()))
-
-
-def _load() -> None:
-    import torch
-
-    from splitpoint.diffusion.hybrid import load_mini_hybrid
-
-    torch.set_num_threads(1)
-    _users.update(load_mini_hybrid().users)
-
-
-def _ready() -> int:
-    return len(_users)
-
-
-def _draw(job: tuple) -> tuple[bytes, float]:
-    """Steps that are left and the picture, in the classroom's process."""
-    from time import perf_counter
-
-    from splitpoint.diffusion.batch import Request, StepBatch
-    from splitpoint.diffusion.families import family_of
-    from splitpoint.diffusion.hybrid import to_images
-    from splitpoint.diffusion.packet import Packet
-
-    prompt, seed, facts, content, style = job
-    user = _users[style]
-    family = family_of(user.pipeline)
-    run = facts["num_steps"], 0, facts["guidance_scale"], facts["scheduler"]
-    with user.model():
-        batch = StepBatch(family)
-        row = batch.prepare(Packet.from_bytes(content) if content else Request(prompt, seed, *run))
-        if row.remaining:
-            batch.admit(row)
-        while row.remaining:
-            batch.step()
-            if row.error is not None:
-                raise row.error
-        began, picture = perf_counter(), io.BytesIO()
-        to_images(family.decode(row.latent[None]))[0].save(picture, "PNG")
-    return picture.getvalue(), perf_counter() - began
+    return sorted(json.loads(data_path("models", "mini", "concepts.json").read_text())["concepts"])

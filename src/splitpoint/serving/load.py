@@ -5,15 +5,12 @@ would wait: from asking to seeing.
 """
 
 import asyncio
-import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import httpx
 import numpy as np
@@ -131,9 +128,11 @@ async def play(
     finite_number("compute", compute, 0.0, 1.0)
     finite_number("give_up_s", give_up_s, 0.0, open_end=True)
     finite_number("scale", scale, 0.0, open_end=True)
-    pool = ProcessPoolExecutor(1, get_context("spawn"), _load) if compute else None
-    if pool is not None:
-        await asyncio.get_running_loop().run_in_executor(pool, _ready)
+    pool = None
+    if compute:
+        from splitpoint.serving.home import open_home  # torch, only if somebody really computes
+
+        pool = await open_home()
     real = np.random.default_rng(0).random(len(requests)) < compute
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(give_up_s, connect=5.0), limits=limits) as client:
@@ -178,8 +177,11 @@ async def _one(
         pace = row["device_step_s"] * said["split_point"] / scale
         decode_s = 0.0
         if pool is not None:
+            from splitpoint.serving.home import draw_at_home
+
             loop = asyncio.get_running_loop()
-            decode_s = await loop.run_in_executor(pool, _compute, (row["prompt"], row["seed"], said, content))
+            job = row["prompt"], row["seed"], said, content, None
+            decode_s = (await loop.run_in_executor(pool, draw_at_home, *job))[1]
         await asyncio.sleep(max(0.0, received + pace + decode_s - perf_counter()))
         done = perf_counter()
         edge_s = sum(out.get(name, 0.0) for name in ("queue_s", "steps_s", "hand_over_s", "held_s"))
@@ -246,46 +248,6 @@ def report(table: pd.DataFrame, deadline_s: float | None = None, warm_up: int = 
 
 def _percentiles(values: pd.Series) -> dict:
     return {f"p{q}": float(values.quantile(q / 100)) for q in (50, 90, 95, 99)}
-
-
-_home: dict[str, Any] = {}
-
-
-def _load() -> None:
-    import torch
-
-    from splitpoint.diffusion.hybrid import load_mini_hybrid
-
-    torch.set_num_threads(1)
-    _home["users"] = list(load_mini_hybrid().users.values())
-
-
-def _ready() -> int:
-    return len(_home)
-
-
-def _compute(job: tuple) -> float:
-    """The device's steps on a personal model; seconds of making the picture."""
-    from splitpoint.diffusion.batch import Request, StepBatch
-    from splitpoint.diffusion.families import family_of
-    from splitpoint.diffusion.hybrid import to_images
-    from splitpoint.diffusion.packet import Packet
-
-    prompt, seed, said, content = job
-    users = _home["users"]
-    user = users[seed % len(users)]
-    family = family_of(user.pipeline)
-    run = said["num_steps"], 0, said["guidance_scale"], said["scheduler"]
-    with user.model():
-        batch = StepBatch(family)
-        row = batch.prepare(Packet.from_bytes(content) if content else Request(prompt, seed, *run))
-        if row.remaining:
-            batch.admit(row)
-        while row.remaining:
-            batch.step()
-        began = perf_counter()
-        to_images(family.decode(row.latent[None]))[0].save(io.BytesIO(), "PNG")
-    return perf_counter() - began
 
 
 def main() -> None:

@@ -22,15 +22,16 @@ from splitpoint.diffusion.packet import Packet
 from splitpoint.files import data_path, device_name, write_meta, write_rows
 from splitpoint.serving.load import Crowd, draw_requests, play, report
 from splitpoint.serving.processes import RunningEdge, running, start
+from splitpoint.study.serving import facts_of
 
 PROMPTS = ("red apple", "umbrella", "rocket", "house")
 
 
 def table_of(edge: RunningEdge, folder: Path) -> tuple[str, str]:
     """The option that spares a later start of the same edge its timing."""
-    said = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}, timeout=30).json()["table_s"]
+    table_s = facts_of(edge)[1]
     file = folder / "table.csv"
-    pd.DataFrame(dict(batch=np.arange(1, len(said) + 1), step_s=said)).to_csv(file, index=False)
+    pd.DataFrame(dict(batch=np.arange(1, len(table_s) + 1), step_s=table_s)).to_csv(file, index=False)
     return "--table", str(file)
 
 
@@ -41,7 +42,6 @@ def edge_kills(count: int, seed: int = 0) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         options = ["--policy", "first_come", "--journal", str(folder / "journal")]
-        began = time.perf_counter()
         edge = start(*options, users=["ann"])
         options += table_of(edge, folder)
         edge.end()
@@ -178,7 +178,7 @@ def under_load(rate_hz: float, seconds: float, every_s: float = 0.5, seed: int =
 def capacity_hz() -> float:
     """Requests a second that the edge can just do: members of a full step, over the steps of a mean grant."""
     with running("--policy", "first_come", users=["ann"]) as edge:
-        table_s = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}, timeout=30).json()["table_s"]
+        table_s = facts_of(edge)[1]
         requests = draw_requests(2.0, 20, 1, crowd=Crowd((0.02, 0.04)))
         steps = asyncio.run(play(edge.url, list(edge.tokens.values()), requests)).steps.mean()
     return len(table_s) / (table_s[-1] * steps)

@@ -8,7 +8,7 @@ import pytest
 
 from splitpoint.serving.journal import Journal
 from splitpoint.serving.protocol import Ask, Timings
-from splitpoint.serving.service import Refused, Service, ServiceOptions
+from splitpoint.serving.service import Refused, Service, ServiceOptions, expected_on
 
 from .pretend_engine import PretendEngine
 
@@ -244,7 +244,9 @@ def test_the_policy_is_served_as_it_is_simulated():
             for _ in range(rng.randrange(4)):
                 await asyncio.sleep(0)
         log = [Event.from_dict(line) for line in service.log()]
-        policy = make_policy("state_price", service.system.edges, service._expected(), service.system.parameters)
+        policy = make_policy(
+            "state_price", service.system.edges, expected_on(service.system), service.system.parameters
+        )
         answers = replay(log, service.system, policy)
         assert len(answers) == 200 and all(then == now for _, then, now in answers)
         assert len({then for _, then, _ in answers}) > 1

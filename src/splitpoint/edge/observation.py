@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from splitpoint.checks import a_sequence, finite_array, finite_number, instance_of, one_of
 from splitpoint.edge.core import EdgeCore
@@ -50,6 +50,16 @@ class System:
             row[:] = edge.step_table_s()[-1]
             row[: edge.max_batch + 1] = edge.step_table_s()
         return table
+
+    def marginal_s(self, batch: ArrayLike) -> NDArray[np.float64]:
+        """What one more member costs all in a step, itself included, with all compute free: ``k (2 b + 1) + h``.
+
+        Args:
+            batch: members of each edge's step, shape (…, E); a full one is charged as its last member was.
+        """
+        at = np.arange(len(self.limits))
+        batch = np.minimum(batch, self.limits - 1)
+        return (batch + 1) * self.table_s[at, batch + 1] - batch * self.table_s[at, batch]
 
     @cached_property
     def transfer_s(self) -> NDArray[np.float64]:

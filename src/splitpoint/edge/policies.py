@@ -95,10 +95,7 @@ def next_step_s(observation: Observation) -> NDArray[np.float64]:
 
 def marginal_step_s(observation: Observation) -> NDArray[np.float64]:
     """What one more member costs all in a step, itself included: ``k (2 b + 1) + h`` over the compute, shape (…, E)."""
-    system, at = observation.system, np.arange(len(observation.system.limits))
-    batch = np.minimum(observation.inside, system.limits - 1)
-    more, less = system.table_s[at, batch + 1], system.table_s[at, batch]
-    return ((batch + 1) * more - batch * less) / observation.free
+    return observation.system.marginal_s(observation.inside) / observation.free
 
 
 # --- rules that do not look at the edges -----------------------------------------------------------------------------
@@ -652,14 +649,23 @@ class LearnedCurve:
     def __call__(self, observation: Observation) -> Decision:
         """See ``Policy``."""
         if self.output == "price":
-            cost, base = self._over_base(observation)
+            cost, base = self._over_base(observation, marginal_step_s(observation))
             return at_prices(observation, np.maximum(base + cost[..., 1], 0.0), cost[..., 0] + full_s(observation))
         return at_costs(observation, self.costs(observation) + full_s(observation)[..., None])
 
-    def costs(self, observation: Observation) -> NDArray[np.float64]:
-        """What 1, 2, … steps cost, shape (…, E, M), seconds; whether there is room is another question."""
-        cost, base = self._over_base(observation)
-        steps = np.arange(1.0, observation.system.most_steps + 1)
+    def costs(
+        self, observation: Observation, steps: ArrayLike | None = None, marginal_s: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """What so many steps cost, shape (…, E, len(steps)), seconds; whether there is room is another question.
+
+        Args:
+            observation: the edges.
+            steps: above 0; 1, 2, … to the most that may be granted if left out.
+            marginal_s: cost of a step as the batch is, shape (…, E); as the observation says if left out.
+        """
+        marginal_s = marginal_step_s(observation) if marginal_s is None else marginal_s
+        cost, base = self._over_base(observation, marginal_s)
+        steps = np.arange(1.0, observation.system.most_steps + 1) if steps is None else a_row("steps", steps, 0.0)
         if self.output == "price":
             return cost[..., [0]] + np.maximum(base + cost[..., 1], 0.0)[..., None] * steps
         knots = np.append(0.0, self.knots)
@@ -669,10 +675,10 @@ class LearnedCurve:
         curve = cost[..., place] * (1 - part) + cost[..., place + 1] * part
         return curve + base[..., None] * steps
 
-    def _over_base(self, observation: Observation) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _over_base(self, observation: Observation, marginal_s: NDArray) -> tuple[NDArray, NDArray]:
         """Output of the network in seconds, and what it is added to."""
         cost = self.cost(observation)
-        base = np.zeros(observation.free.shape) if self.base == "none" else marginal_step_s(observation)
+        base = np.zeros(observation.free.shape) if self.base == "none" else marginal_s
         return (cost * observation.full_step_s[..., None] if self.base == "full_step" else cost), base
 
 

@@ -161,7 +161,7 @@ class Simulation:
         system: the edges.
         paths: at least one, all of these edges.
 
-    ``clock[r, e, j]`` is arrival j of replication r on the clock of edge e.
+    Every edge has a clock of its own, on which its steps always take the same; see ``clock``.
     """
 
     def __init__(self, system: System, paths: Sequence[Path]):
@@ -205,6 +205,10 @@ class Simulation:
                     free[: len(path), row, column] = capacity.at(path.arrival_s)
             self._clocks = clock, free
         return self._clocks
+
+    def clock(self, number: int, runs: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Arrival ``number`` of runs on the clocks of all edges, shape (r,) -> (r, E)."""
+        return self._all_clocks()[0][number, runs]
 
     def arrive(self, number: int) -> tuple[NDArray[np.int64], Observation]:
         """Play up to arrival ``number`` of every run that has one.
@@ -285,8 +289,7 @@ class Simulation:
                 runs, observation = self.arrive(number)
                 decision = _answer(policy, observation) if many else _one_by_one(policy, observation)
                 edge, steps = np.asarray(decision.edge), np.asarray(decision.steps)
-                now = self._all_clocks()[0][number, runs]
-                self.grant(runs, np.full(len(runs), number), edge, steps, now)
+                self.grant(runs, np.full(len(runs), number), edge, steps, self.clock(number, runs))
         self.finish(close)
 
     def _play_windows(self, policy) -> None:
@@ -440,7 +443,11 @@ def is_a_policy(name: str, policy: Any) -> None:
 
 
 def _answer(policy, observation) -> Decision:
-    decision = policy(observation)
+    return a_decision(policy(observation))
+
+
+def a_decision(decision: Any) -> Decision:
+    """What a policy has answered; refuses what is no decision."""
     if not hasattr(decision, "edge") or not hasattr(decision, "steps"):
         raise ValueError(f"policy answers {decision!r}; valid is a Decision")
     return decision

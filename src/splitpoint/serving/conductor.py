@@ -14,7 +14,7 @@ import numpy as np
 from splitpoint.checks import finite_number, whole_number
 from splitpoint.edge import ArrivalRates, Decision, Departure, EdgeCore, Request, System, observe
 from splitpoint.edge.observation import Observation
-from splitpoint.edge.simulator import is_a_policy
+from splitpoint.edge.simulator import a_decision, is_a_policy
 from splitpoint.serving.forecast import Forecast, Promise
 
 
@@ -88,6 +88,16 @@ class Conductor:
         ]
         return views[0] if self.window_s is None else _stacked(views)
 
+    def answer(self, requests: Sequence[Request], draws: Sequence[float], now_s: float) -> list[int]:
+        """What the policy says to requests that ask at one moment: steps of each; nothing is carried out."""
+        seen = self.see(requests, draws, now_s)
+        if getattr(self.policy, "blind", False):
+            columns = seen.time_s, seen.device_step_s, seen.alpha, seen.draw
+            decision = self.policy.decide(*(np.asarray(column) for column in columns))
+        else:
+            decision = self.policy(seen)
+        return _steps(a_decision(decision), len(requests), self.system.most_steps)
+
     def decide(
         self,
         requests: Sequence[Request],
@@ -115,16 +125,7 @@ class Conductor:
         if self.window_s is None and len(requests) != 1:
             raise ValueError(f"requests are {len(requests)}; valid is 1 for a policy that answers at once")
         draws = [0.5] * len(requests) if draws is None else draws
-        if kept is None:
-            observation = self.see(requests, draws, now_s)
-            if getattr(self.policy, "blind", False):
-                columns = observation.time_s, observation.device_step_s, observation.alpha, observation.draw
-                decision = self.policy.decide(*(np.asarray(column) for column in columns))
-            else:
-                decision = self.policy(observation)
-            steps = _steps(decision, len(requests), self.system.most_steps)
-        else:
-            steps = [int(one) for one in kept]
+        steps = self.answer(requests, draws, now_s) if kept is None else [int(one) for one in kept]
         answers = []
         for row, (request, granted) in enumerate(zip(requests, steps)):
             deadline = deadlines_s[row] if deadlines_s else None
@@ -196,8 +197,6 @@ def _stacked(views: Sequence[Observation]) -> Observation:
 
 def _steps(decision: Decision, count: int, most: int) -> list[int]:
     """Steps of each request; refuses an answer that is none."""
-    if not hasattr(decision, "edge") or not hasattr(decision, "steps"):
-        raise ValueError(f"policy answers {decision!r}; valid is a Decision")
     edge, steps = (np.broadcast_to(np.asarray(part), (count,)) for part in (decision.edge, decision.steps))
     granted = [int(m) if e >= 0 else 0 for e, m in zip(edge, steps)]
     if max(granted) > most or min(granted) < 0:
@@ -226,8 +225,7 @@ def replay(log: Sequence[Event], system: System, policy: Any) -> list[tuple[Any,
                 Request(name, event.time_s, step_s, alpha)
                 for name, (step_s, alpha, _) in zip(event.ids, event.requests)
             ]
-            observation = again.see(given, [draw for *_, draw in event.requests], event.time_s)
-            now = _steps(policy(observation), len(given), system.most_steps)
+            now = again.answer(given, [draw for *_, draw in event.requests], event.time_s)
             answers += list(zip(event.ids, event.steps, now))
             for name, carried in zip(event.ids, event.carried):
                 if carried:

@@ -4,7 +4,6 @@ Whatever happens to the edge, the picture comes: from the packet, from the packe
 seed, all steps at home.
 """
 
-import io
 import json
 import secrets
 import time
@@ -22,6 +21,7 @@ from splitpoint.diffusion.hybrid import to_images
 from splitpoint.diffusion.packet import Packet
 from splitpoint.diffusion.users import User
 from splitpoint.files import safe_name, write_atomically
+from splitpoint.serving.protocol import as_png
 
 RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8)  # between two tries, then the last
 
@@ -47,6 +47,39 @@ class Drawn:
     predicted: Mapping[str, float] = field(default_factory=dict)
     spans: Mapping[str, float] = field(default_factory=dict)
     late_steps: int = 0
+
+
+def finish(user: User, start: Request | Packet, pace_s: float | None = None) -> tuple[Image.Image, float, int]:
+    """The steps that are left, on the personal model, and the picture.
+
+    Args:
+        user: personal model.
+        start: packet of an edge, or a request to draw whole.
+        pace_s: seconds of a step, kept by waiting; as fast as it can if left out.
+
+    Returns:
+        The picture, the moment (``time.perf_counter``) at which the last step was done, and how many steps were late by
+        more than a twentieth of the pace.
+    """
+    family = family_of(user.pipeline)
+    batch, late, count = StepBatch(family), 0, 0
+    with user.model():
+        row = batch.prepare(start)
+        if row.remaining:
+            batch.admit(row)
+        began = time.perf_counter()
+        while row.remaining:
+            tick = batch.step()
+            if row.error is not None:
+                raise row.error
+            count += len(tick.rows)
+            if pace_s is not None:
+                ahead = began + count * pace_s - time.perf_counter()
+                late += ahead < -0.05 * pace_s
+                time.sleep(max(0.0, ahead))
+        stepped = time.perf_counter()
+        image = to_images(family.decode(row.latent[None]))[0]  # type: ignore[index]
+    return image, stepped, late
 
 
 class Device:
@@ -94,7 +127,6 @@ class Device:
         self.user, self.pace_s, self.step_s, self.patience_s = user, pace_s, step_s, patience_s
         self.folder = None if folder is None else Path(folder)
         self.run = dict(num_steps=num_steps, guidance_scale=guidance_scale, scheduler=scheduler)
-        self.family = family_of(user.pipeline)
         headers = {"Authorization": f"Bearer {token}"}
         self.client = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(40.0, connect=2.0))
 
@@ -202,12 +234,7 @@ class Device:
     ) -> Drawn:
         """Run the steps that are left, make the picture, tell the edge."""
         received = time.perf_counter()
-        batch = StepBatch(self.family)
-        with self.user.model():
-            row = batch.prepare(start)
-            late = self._steps(batch, row)
-            stepped = time.perf_counter()
-            image = to_images(self.family.decode(row.latent[None]))[0]  # type: ignore[index]
+        image, stepped, late = finish(self.user, start, self.pace_s)
         done = time.perf_counter()
         edge_s = sum(spans.get(name, 0.0) for name in ("queue_s", "steps_s", "hand_over_s", "held_s"))
         seconds = dict(
@@ -223,23 +250,6 @@ class Device:
             self._acknowledge(answer["id"], drawn)
         return drawn
 
-    def _steps(self, batch: StepBatch, row) -> int:
-        """All steps of a row at the device's pace; how many were late by more than a twentieth."""
-        if not row.remaining:
-            return 0
-        batch.admit(row)
-        began, late, count = time.perf_counter(), 0, 0
-        while row.remaining:
-            tick = batch.step()
-            if row.error is not None:
-                raise row.error
-            count += len(tick.rows)
-            if self.pace_s is not None:
-                ahead = began + count * self.pace_s - time.perf_counter()
-                late += ahead < -0.05 * self.pace_s
-                time.sleep(max(0.0, ahead))
-        return late
-
     def _keep(self, answer: dict, packet: Packet) -> None:
         if self.folder is not None:
             write_atomically(self.folder / f"{answer['id']}.json", json.dumps(answer).encode())
@@ -250,9 +260,7 @@ class Device:
         body["late_steps"] = drawn.late_steps
         patience, self.patience_s = self.patience_s, min(2.0, self.patience_s)
         try:
-            picture = io.BytesIO()
-            drawn.image.save(picture, "PNG")
-            self._send("POST", f"/v1/requests/{name}/picture", content=picture.getvalue())
+            self._send("POST", f"/v1/requests/{name}/picture", content=as_png(drawn.image))
             self._send("POST", f"/v1/requests/{name}/ack", json=body)
         finally:
             self.patience_s = patience

@@ -5,7 +5,6 @@ Text and packets are made in a thread beside the steps. It ends with the process
 """
 
 import asyncio
-import io
 import multiprocessing
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from time import perf_counter
 from typing import Any, Protocol
 
 from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.serving.protocol import as_png
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -331,9 +331,7 @@ class Worker:
     def _png(self, row: Any) -> bytes:
         from splitpoint.diffusion.hybrid import to_images
 
-        content = io.BytesIO()
-        to_images(self.family.decode(row.latent[None]))[0].save(content, "PNG")
-        return content.getvalue()
+        return as_png(to_images(self.family.decode(row.latent[None]))[0])
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,15 +1,15 @@
 """A process with the personal models, for those whose devices this machine plays."""
 
 import asyncio
-import io
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from time import perf_counter
 
-from splitpoint.diffusion.batch import Request, StepBatch
-from splitpoint.diffusion.families import family_of
-from splitpoint.diffusion.hybrid import load_mini_hybrid, to_images
+from splitpoint.diffusion.batch import Request
+from splitpoint.diffusion.hybrid import load_mini_hybrid
 from splitpoint.diffusion.packet import Packet
+from splitpoint.serving.device import finish
+from splitpoint.serving.protocol import as_png
 
 _users: dict = {}
 
@@ -45,17 +45,8 @@ def draw_at_home(prompt: str, seed: int, said: dict, content: bytes | None, styl
         The picture as PNG, and the seconds that making it from the last latent took.
     """
     user = _users[style] if style else list(_users.values())[seed % len(_users)]
-    family = family_of(user.pipeline)
     run = said["num_steps"], 0, said["guidance_scale"], said["scheduler"]
-    with user.model():
-        batch = StepBatch(family)
-        row = batch.prepare(Packet.from_bytes(content) if content else Request(prompt, seed, *run))
-        if row.remaining:
-            batch.admit(row)
-        while row.remaining:
-            batch.step()
-            if row.error is not None:
-                raise row.error
-        began, picture = perf_counter(), io.BytesIO()
-        to_images(family.decode(row.latent[None]))[0].save(picture, "PNG")  # type: ignore[index]
-    return picture.getvalue(), perf_counter() - began
+    start = Packet.from_bytes(content) if content else Request(prompt, seed, *run)
+    image, stepped, _ = finish(user, start)
+    picture = as_png(image)
+    return picture, perf_counter() - stepped

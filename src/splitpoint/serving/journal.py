@@ -50,8 +50,7 @@ class Journal:
         Raises:
             OSError: if it cannot be written whole; what was written of it is taken back.
         """
-        text = json.dumps(fact, ensure_ascii=True, allow_nan=False).encode()
-        line = _check(text) + b" " + text + b"\n"
+        line = _line(fact)
         size = os.fstat(self._file).st_size
         try:
             if os.write(self._file, line) != len(line):
@@ -71,8 +70,7 @@ class Journal:
         """Keep the lines of those who are alive."""
         live = list(self.live())
         draft = self.path.with_suffix(".draft")
-        text = [json.dumps(fact, ensure_ascii=True).encode() for fact in live]
-        draft.write_bytes(b"".join(_check(line) + b" " + line + b"\n" for line in text))
+        draft.write_bytes(b"".join(map(_line, live)))
         os.close(self._file)
         os.replace(draft, self.path)
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -81,6 +79,11 @@ class Journal:
     def close(self) -> None:
         """No more lines."""
         os.close(self._file)
+
+
+def _line(fact: Mapping[str, object]) -> bytes:
+    text = json.dumps(fact, ensure_ascii=True, allow_nan=False).encode()
+    return _check(text) + b" " + text + b"\n"
 
 
 def _check(text: bytes) -> bytes:

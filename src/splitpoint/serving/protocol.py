@@ -2,11 +2,13 @@
 
 import hashlib
 import hmac
+import io
 import re
 import secrets
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
+from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 MAX_BODY = 16_384  # bytes of a request
@@ -87,6 +89,13 @@ def read_body(kind: type[BaseModel], content: bytes):
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])[:60] or "body"
         raise ValueError(f"{field}: {first['msg']}"[:200]) from None
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A picture as it travels."""
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    return content.getvalue()
 
 
 def check_name(name: str) -> str:

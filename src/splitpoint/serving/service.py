@@ -17,7 +17,7 @@ import numpy as np
 
 from splitpoint.checks import finite_number, instance_of, whole_number
 from splitpoint.edge import Edge, Poisson, Request, System, Users, make_policy
-from splitpoint.offloading import AccuracyModel, SystemParameters, TableLatency, published_profiles
+from splitpoint.offloading import AccuracyModel, StepLatency, SystemParameters, TableLatency, published_profiles
 from splitpoint.offloading.problem import RELEASED_ACCURACY
 from splitpoint.serving.conductor import Conductor
 from splitpoint.serving.engine import Engine, EngineDied, HandOver, Job
@@ -68,6 +68,33 @@ class ServiceOptions:
         finite_number("expected_hz", self.expected_hz, 0.0, open_end=True)
         if self.table is not None:
             instance_of("table", self.table, TableLatency)
+
+
+def system_of(
+    table: StepLatency,
+    num_steps: int,
+    max_batch: int,
+    transfer_s: float = ServiceOptions.transfer_s,
+    min_split: int = ServiceOptions.min_split,
+    accuracy: AccuracyModel | None = None,
+) -> System:
+    """The running edge as policies and the simulator know it.
+
+    Args:
+        table: seconds of a step against the batch.
+        num_steps, max_batch: of the engine.
+        transfer_s, min_split, accuracy: see ``ServiceOptions``.
+    """
+    accuracy = accuracy or RELEASED_ACCURACY.rescaled(num_steps)
+    parameters = SystemParameters(
+        transmission="corrected", num_steps=num_steps, max_batch=max_batch, min_split=min_split, accuracy=accuracy
+    )
+    return System((Edge(table, max_batch=max_batch, transfer_s=transfer_s),), parameters)
+
+
+def expected_on(system: System, rate_hz: float = ServiceOptions.expected_hz) -> Poisson:
+    """Whom tuned policies are tuned for: the released devices, with preferences drawn against this edge."""
+    return Poisson(rate_hz, users=Users(published_profiles(), system.edges[0].latency))
 
 
 class Refused(Exception):
@@ -158,8 +185,12 @@ class Service:
         """Load the engine, time its steps, make the policy and take up what the journal holds."""
         await self.engine.start(self._handed_over, self._engine_died)
         table = self.options.table or await self._measured_table()
-        self.system = self._system(table)
-        policy = make_policy(self.options.policy, self.system.edges, self._expected(), self.system.parameters)
+        facts, options = self.engine.facts, self.options
+        self.system = system_of(
+            table, facts["num_steps"], facts["max_batch"], options.transfer_s, options.min_split, options.accuracy
+        )
+        expected = expected_on(self.system, options.expected_hz)
+        policy = make_policy(options.policy, self.system.edges, expected, self.system.parameters)
         self.conductor = Conductor(self.system, policy, Forecast(self.system.table_s[0, 1:]))
         if self.journal is not None:
             for fact in self.journal.live():
@@ -190,28 +221,10 @@ class Service:
     def _open(self) -> list[Ticket]:
         return [ticket for ticket in self.tickets.values() if ticket.state in OPEN]
 
-    def _system(self, table: TableLatency) -> System:
-        facts = self.engine.facts
-        accuracy = self.options.accuracy or RELEASED_ACCURACY.rescaled(facts["num_steps"])
-        parameters = SystemParameters(
-            transmission="corrected",
-            num_steps=facts["num_steps"],
-            max_batch=facts["max_batch"],
-            min_split=self.options.min_split,
-            accuracy=accuracy,
-        )
-        edge = Edge(table, max_batch=facts["max_batch"], transfer_s=self.options.transfer_s)
-        return System((edge,), parameters)
-
-    def _expected(self):
-        """Whom tuned policies are tuned for: the released devices, with preferences drawn against this edge."""
-        return Poisson(self.options.expected_hz, users=Users(published_profiles(), self.system.edges[0].latency))
-
     async def _measured_table(self) -> TableLatency:
         """Seconds of a step against the batch, as they are served: message, step, answer; medians."""
         most, repeats = self.engine.facts["max_batch"], self.options.repeats
-        sizes = sorted({min(size, most) for size in (*TABLE_BATCHES, most) if size <= most} | {1, max(2, most)})
-        sizes = [size for size in sizes if size <= most]
+        sizes = sorted({1, most, *(size for size in TABLE_BATCHES if size <= most)})
         steps = self.engine.facts["num_steps"]
         seconds = []
         for size in sizes:
@@ -538,9 +551,7 @@ class Service:
 
     def view(self) -> dict:
         """The edge now, for the live page."""
-        core, table = self.conductor.core, self.system.table_s[0]
-        batch = len(core.members)
-        more = min(batch + 1, len(table) - 1)
+        core = self.conductor.core
         rows = [self._line(member) for member in core.members.values()]
         waiting = [self._line(member) for member in core.waiting.values()]
         last = [row for row in self.finished if row["steps"]][-50:]
@@ -553,7 +564,7 @@ class Service:
             num_steps=self.system.parameters.num_steps,
             batch=rows,
             waiting=waiting,
-            price_s=float(more * table[more] - batch * table[batch]),
+            price_s=float(self.system.marginal_s(len(core.members))[0]),
             p95_predicted_s=high("predicted_total_s"),
             p95_measured_s=high("total_s"),
             error_share=float(np.mean([row["error_share"] for row in last])) if last else None,
@@ -562,7 +573,7 @@ class Service:
                 for row in list(self.finished)[-12:]
             ],
             pictures=[dict(id=name, user=user, prompt=prompt) for name, (user, prompt, _) in self.pictures.items()],
-            served=int(sum(1 for _ in self.finished)),
+            served=len(self.finished),
             draining=self.draining,
         )
 

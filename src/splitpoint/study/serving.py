@@ -8,17 +8,18 @@ import httpx
 import numpy as np
 import pandas as pd
 
-from splitpoint.edge import Edge, EdgeCore, Poisson, System, Users, make_policy, simulate
+from splitpoint.edge import EdgeCore, System, make_policy, simulate
 from splitpoint.edge import Path as Arriving
 from splitpoint.edge.capacity import ConstantCapacity
 from splitpoint.files import data_path, write_meta, write_rows
-from splitpoint.offloading import SystemParameters, TableLatency, published_profiles
+from splitpoint.offloading import TableLatency
 from splitpoint.offloading.fits import fit_latency
-from splitpoint.offloading.problem import RELEASED_ACCURACY
+from splitpoint.serving import service
 from splitpoint.serving.conductor import Event, replay
 from splitpoint.serving.forecast import Forecast
 from splitpoint.serving.load import draw_requests, play, report
 from splitpoint.serving.processes import RunningEdge, running
+from splitpoint.serving.service import expected_on
 
 POLICIES = ("first_come", "posted_price", "state_price")
 LOADS_HZ = (1.0, 3.0, 6.0)
@@ -30,30 +31,15 @@ def facts_of(edge: RunningEdge) -> tuple[list[Event], np.ndarray]:
     return [Event.from_dict(line) for line in said["log"]], np.array(said["table_s"])
 
 
-def system_of(table_s: np.ndarray, num_steps: int = 50, transfer_s: float = 0.005) -> System:
-    """The edge as the simulator knows it: the table that was measured while it served.
+def system_of(table_s: np.ndarray, num_steps: int = 50) -> System:
+    """The edge as the simulator knows it, from the table that was measured while it served.
 
     Args:
         table_s: seconds of a step at batch 1, 2, …, shape (max_batch,).
         num_steps: N.
-        transfer_s: hand-over.
     """
-    parameters = SystemParameters(
-        transmission="corrected",
-        num_steps=num_steps,
-        max_batch=len(table_s),
-        min_split=0,
-        accuracy=RELEASED_ACCURACY.rescaled(num_steps),
-    )
     sizes = tuple(float(size) for size in range(1, len(table_s) + 1))
-    return System(
-        (Edge(TableLatency(sizes, tuple(table_s)), max_batch=len(table_s), transfer_s=transfer_s),), parameters
-    )
-
-
-def expected_on(system: System, rate_hz: float = 4.0) -> Poisson:
-    """What a served policy is tuned for: the released devices, with preferences drawn against this edge."""
-    return Poisson(rate_hz, users=Users(published_profiles(), system.edges[0].latency))
+    return service.system_of(TableLatency(sizes, tuple(table_s)), num_steps, len(table_s))
 
 
 def edge_errors(log: Sequence[Event], table_s: np.ndarray) -> pd.DataFrame:

@@ -31,9 +31,9 @@ def test_paid_rewards_add_up_to_the_simulators_gains(edges):
     while not cut:
         _, rewards, cut = game.step(rng.uniform(-1, 1, (5, edges, 2)))
         total += rewards
-    play, now = game.plays[0].simulation, game.plays[0].simulation.time_s[:, game.number]
+    play = game.plays[0].simulation
     rows = play._rows_of(np.arange(5)).ravel()
-    play.rows.close(rows, np.repeat(now, edges) * 0 + play._all_clocks()[0][game.number].ravel())
+    play.rows.close(rows, play.clock(game.number, np.arange(5)).ravel())
     table = play.table()
     table = table[table.request < game.number]
     gains = np.bincount(table.replication, table.gain_s, minlength=5)

@@ -123,6 +123,13 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_curve(tmp_path):
     assert seen == [2]
     for one, other in zip((*whole.weights, *whole.biases), (*again.weights, *again.biases)):
         assert np.array_equal(one, other)
+    for kind in ("curve", "samples"):
+        file = tmp_path / "kept" / f"{kind}_02.safetensors"
+        kept = file.read_bytes()
+        file.write_bytes(kept[:-3] + bytes([kept[-3] ^ 1]) + kept[-2:])
+        with pytest.raises(ValueError, match=f"{kind}_02.safetensors .*damaged"):
+            train_policy(grounds, **settings, folder=tmp_path / "kept")
+        file.write_bytes(kept)
     with pytest.raises(ValueError, match="another training"):
         train_policy(grounds, **settings | dict(count=21), folder=tmp_path / "kept")
 

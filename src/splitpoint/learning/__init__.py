@@ -9,18 +9,20 @@ import gymnasium
 
 from splitpoint.lazy import on_first_use
 from splitpoint.learning.agent import Agent, evaluate_agent, load_agent
-from splitpoint.learning.rollouts import EdgeGround, TwinGround, load_policy
 from splitpoint.learning.settings import TrainingSettings
 from splitpoint.offloading.windows import Scenario, Windows, stack_windows
 
 _HOMES = {
     "EdgeEnv": "edge_env",
     "EdgeGame": "edge_env",
+    "EdgeGround": "rollouts",
     "EdgeVecEnv": "edge_env",
     "OffloadingEnv": "window_env",
     "OffloadingVecEnv": "window_env",
     "PrioritizedReplay": "replay",
     "SumTree": "replay",
+    "TwinGround": "rollouts",
+    "load_policy": "rollouts",
     "train_agent": "training",
     "train_policy": "curve_training",
 }

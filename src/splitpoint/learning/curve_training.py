@@ -5,7 +5,6 @@ approximate policy iteration. The learner estimates the edge's costs; the person
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -16,13 +15,14 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from splitpoint.checks import a_path, a_row, a_sequence, instance_of, one_of, whole_number
 from splitpoint.edge import LearnedCurve, load_curve, save_curve
 from splitpoint.edge.observation import FEATURES
-from splitpoint.files import can_write, write_atomically
+from splitpoint.files import can_write, sha256
+from splitpoint.learning.checkpoint import read_checkpoint, write_checkpoint
 from splitpoint.learning.rollouts import KNOTS, Samples
+from splitpoint.tables import code_digest
 
 #: what a curve sees of an edge: compute, who is inside and for how long, and how often somebody comes
 CONTEXT = (
@@ -71,7 +71,7 @@ def train_policy(
         The curve of the last generation, a policy.
 
     Raises:
-        ValueError: for a number outside its range, or a folder of another training.
+        ValueError: for a number outside its range, or a folder of another training, of other code, or damaged.
     """
     for ground in a_sequence("grounds", grounds):
         if not hasattr(ground, "sample"):
@@ -84,9 +84,8 @@ def train_policy(
     store = None
     if folder is not None:
         a_path("folder", folder)
-        store = _Store(
-            Path(folder), repr((tuple(grounds), count, tuple(features), tuple(knots), tuple(hidden), epochs, seed))
-        )
+        made_of = tuple(grounds), count, tuple(features), tuple(knots), tuple(hidden), epochs, seed
+        store = _Store(Path(folder), repr(made_of) + code_digest("edge", "learning", "offloading"))
     done, curve, last = (0, None, None) if store is None else store.read(generations)
     for generation in range(done, generations):
         seeds = np.random.SeedSequence([seed, generation]).generate_state(len(grounds))
@@ -188,30 +187,31 @@ def _check_shape(features, knots, hidden, epochs) -> NDArray[np.float64]:
 
 
 class _Store:
-    """Generations in a folder: curves, and the last one's samples; named after what they are made of."""
+    """Generations in a folder: each one's curve, and its samples with what they are made of."""
 
     def __init__(self, folder: Path, recipe: str):
         self.folder, self.recipe = folder, hashlib.sha256(recipe.encode()).hexdigest()[:16]
         can_write("folder", folder / "generation")
 
-    def _file(self, generation: int) -> Path:
-        return self.folder / f"generation_{generation:02d}.safetensors"
+    def _files(self, generation: int) -> tuple[Path, Path]:
+        ending = f"_{generation:02d}.safetensors"
+        return self.folder / f"curve{ending}", self.folder / f"samples{ending}"
 
     def read(self, generations: int) -> tuple[int, LearnedCurve | None, Samples | None]:
         """How many are done, the last curve, and its samples."""
-        notes = self.folder / "training.json"
-        if not notes.exists():
-            return 0, None, None
-        said = json.loads(notes.read_text())
-        if said["recipe"] != self.recipe:
-            raise ValueError(f"folder={self.folder.name!r} holds another training; name an empty one")
-        last = min(said["generations"], generations) - 1
-        samples = Samples(**load_file(self.folder / f"samples_{last:02d}.safetensors"))
-        return last + 1, load_curve(self._file(last)), samples
+        for last in reversed(range(generations)):
+            curve, samples = self._files(last)
+            if samples.exists():
+                arrays, said = read_checkpoint(samples)
+                if said["recipe"] != self.recipe:
+                    raise ValueError(f"folder={self.folder.name!r} holds another training; name an empty one")
+                if not curve.exists() or sha256(curve) != said["curve"]:
+                    raise ValueError(f"{curve.name} is missing or damaged; delete {samples.name} to go on before it")
+                return last + 1, load_curve(curve), Samples(**arrays)
+        return 0, None, None
 
-    def write(self, generation: int, curve: LearnedCurve, samples: Samples) -> None:
-        """The notes come last: a generation counts once everything of it is there."""
-        save_curve(self._file(generation), curve)
-        save_file(asdict(samples), str(self.folder / f"samples_{generation:02d}.safetensors"))
-        said = dict(recipe=self.recipe, generations=generation + 1)
-        write_atomically(self.folder / "training.json", json.dumps(said).encode())
+    def write(self, generation: int, curve: LearnedCurve, new: Samples) -> None:
+        """The samples come last: a generation counts once everything of it is there."""
+        file, samples = self._files(generation)
+        save_curve(file, curve)
+        write_checkpoint(samples, asdict(new), dict(recipe=self.recipe, curve=sha256(file)))

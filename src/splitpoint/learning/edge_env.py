@@ -145,7 +145,7 @@ class _Play:
         """Carry out one decision in every run."""
         play, runs = self.simulation, np.arange(len(self.paths))
         edge, steps = np.asarray(decision.edge), np.asarray(decision.steps)
-        play.grant(runs, np.full(len(runs), number), edge, steps, play._all_clocks()[0][number, runs])
+        play.grant(runs, np.full(len(runs), number), edge, steps, play.clock(number, runs))
         self.open[:, number] = steps > 0
 
     def paid(self, number: int) -> NDArray[np.float64]:

@@ -258,9 +258,8 @@ class TwinGround:
         )
 
     def _base_s(self, observation: Observation) -> NDArray[np.float64]:
-        """What one step costs all as the batch is, shape (...,); those who are still to be decided are not inside."""
-        table, batch = self.system.table_s[0], np.minimum(observation.batch[..., 0], self.twin.max_batch - 1)
-        return ((batch + 1) * table[batch + 1] - batch * table[batch]) / observation.free[..., 0]
+        """What one step costs all as the batch is, shape (…, 1); those who are still to be decided are not inside."""
+        return self.system.marginal_s(observation.batch) / observation.free
 
     def choice(self, curve: LearnedCurve) -> NDArray[np.int64]:
         """What a learned curve does in every state of the twin, shape (kinds, histograms, levels, W)."""
@@ -269,17 +268,10 @@ class TwinGround:
             np.arange(len(twin.left)), np.arange(len(twin.levels)), np.arange(1, twin.most_waiting + 1), indexing="ij"
         )
         observation = self.observation(*state)
-        knots = np.append(0.0, curve.knots)
-        cost = (
-            self._base_s(observation)[..., None] * knots[1:]
-            + curve.cost(observation)[..., 0, :] * observation.full_step_s
-        )
-        cost = np.concatenate([np.zeros((*cost.shape[:-1], 1)), cost], axis=-1)
-        steps = twin.coarse * np.arange(twin.most_steps + 1)
-        place = np.clip(np.searchsorted(knots, steps) - 1, 0, len(knots) - 2)
-        part = (steps - knots[place]) / np.diff(knots)[place]
-        at = cost[..., place] * (1 - part) + cost[..., place + 1] * part  # (hist, level, W, M + 1)
-        return twin.choose(np.moveaxis(at, -1, 1))
+        steps = twin.coarse * np.arange(1, twin.most_steps + 1)
+        cost = curve.costs(observation, steps, self._base_s(observation))[..., 0, :]  # (hist, level, W, M)
+        cost = np.concatenate([np.zeros((*cost.shape[:-1], 1)), cost], axis=-1)  # (hist, level, W, M + 1)
+        return twin.choose(np.moveaxis(cost, -1, 1))
 
     def sample(self, policy: Any, features: Sequence[str], knots: Sequence[float], count: int, seed: int) -> Samples:
         """See ``EdgeGround.sample``; ``policy`` is a LearnedCurve, an array as of ``Twin.rule``, or None."""
@@ -289,9 +281,8 @@ class TwinGround:
         choice = self.first if policy is None else self.choice(policy) if hasattr(policy, "cost") else policy
         state, cost = self.costs(choice, steps.astype(int), count, seed)
         observation = self.observation(*state)
-        return Samples(
-            observation.features(features)[:, 0], self._base_s(observation), observation.full_step_s[:, 0], cost
-        )
+        seen = observation.features(features), self._base_s(observation), observation.full_step_s
+        return Samples(*(values[:, 0] for values in seen), cost)
 
     def costs(
         self, choice: NDArray[np.int64], steps: Sequence[int], count: int, seed: int

@@ -1,6 +1,5 @@
 """The learners behind ``train_agent``: SB3's DQN with prioritized replay, and SB3's PPO."""
 
-import hashlib
 import json
 import time
 from dataclasses import replace
@@ -8,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,8 +14,9 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch.nn.functional import smooth_l1_loss
 
 from splitpoint.checks import a_path, instance_of, whole_number
-from splitpoint.files import can_write, write_atomically
+from splitpoint.files import can_write
 from splitpoint.learning.agent import Agent, evaluate_agent
+from splitpoint.learning.checkpoint import read_checkpoint, write_checkpoint
 from splitpoint.learning.replay import PrioritizedReplay
 from splitpoint.learning.settings import TrainingSettings
 from splitpoint.learning.window_env import OffloadingVecEnv
@@ -293,25 +291,13 @@ class _Watch(BaseCallback):
             "settings": json.loads(self.settings.to_json()),
         }
         rest["arrays"] = sorted(arrays)
-        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        state = json.dumps(rest)
-        blob = save(arrays, metadata={"state": state, "sha256": _checksum(arrays, state)})
-        write_atomically(self.checkpoint.with_suffix(".training.safetensors"), blob)
+        write_checkpoint(self.checkpoint.with_suffix(".training.safetensors"), arrays, rest)
 
     def resume(self, learner: BaseAlgorithm) -> None:
         path = self.checkpoint and self.checkpoint.with_suffix(".training.safetensors")
         if not path or not path.exists():
             return
-        try:
-            arrays = load_file(path)
-            with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            state, checksum = (header["__metadata__"][name] for name in ("state", "sha256"))
-            rest = json.loads(state)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path.name} is not a training checkpoint; delete it to start over") from error
-        if _checksum(arrays, state) != checksum:
-            raise ValueError(f"{path.name} does not match its own checksum: damaged; delete it to start over")
+        arrays, rest = read_checkpoint(path)
         if rest["settings"] != json.loads(self.settings.to_json()):
             raise ValueError(f"{path.name} is a checkpoint of other settings; delete it to start over")
         self.env.restore(_part(arrays, "env"), rest["env"])
@@ -342,10 +328,6 @@ _COUNTERS = (
     "exploration_rate",
     "_current_progress_remaining",
 )
-
-
-def _checksum(arrays: dict[str, np.ndarray], state: str) -> str:
-    return hashlib.sha256(save(arrays) + state.encode()).hexdigest()
 
 
 def _part(arrays: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:

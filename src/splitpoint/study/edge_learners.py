@@ -12,13 +12,14 @@ from stable_baselines3 import PPO
 
 from splitpoint.checks import one_of, whole_number
 from splitpoint.edge import Decision, HiddenRegimes, LearnedCurve, Observation, System, draw_paths, load_curve, simulate
-from splitpoint.files import data_path
+from splitpoint.files import sha256
 from splitpoint.learning.curve_training import CONTEXT
 from splitpoint.learning.edge_env import MOST, EdgeGame, EdgeVecEnv
 from splitpoint.learning.replay import PrioritizedReplay
 from splitpoint.learning.training import PrioritizedDQN
+from splitpoint.study import learned_price
 from splitpoint.study.living_edge import released_edge
-from splitpoint.tables import load_or_run
+from splitpoint.tables import code_digest, load_or_run
 
 #: where they learn; the scenarios that they are judged on are others
 SCHOOL = HiddenRegimes((2.0, 8.0, 24.0), 12.0, 40.0)
@@ -56,7 +57,7 @@ def base_curve(name: str) -> LearnedCurve | None:
     """The curve that is corrected."""
     one_of("name", name, ("nothing", "price", "curve"))
     if name == "curve":
-        return load_curve(data_path("agents", "edge_curve.safetensors"))
+        return load_curve(learned_price.EDGE_CURVE)
     if name == "price":
         return None
     flat = (np.zeros((2, 1)),), (np.array([0.0, 0.06]),)  # a price of nobody's making; the factor reaches 0.02 to 0.18
@@ -152,13 +153,11 @@ def learn_and_play(name: str, decisions: int, seed: int, num_paths: int) -> list
         decisions, seed: see ``school``.
         num_paths: the first of each scenario's.
     """
-    from splitpoint.study.learned_price import JUDGE_SEED, scenarios
-
     policy = school(name, decisions, seed)
     rows = []
     for case in ("8 a second", "16 a second", "hidden regimes", "ramp from 2 to 20"):
-        unseen = scenarios()[case]
-        paths = draw_paths(unseen.edges, unseen.arrivals, JUDGE_SEED, num_paths)
+        unseen = learned_price.scenarios()[case]
+        paths = draw_paths(unseen.edges, unseen.arrivals, learned_price.JUDGE_SEED, num_paths)
         table = simulate(unseen.edges, paths, policy)
         gains = np.bincount(table.replication, table.gain_s, minlength=num_paths)
         rows += [dict(learner=name, seed=seed, scenario=case, path=i, gain_s=gain) for i, gain in enumerate(gains)]
@@ -177,6 +176,8 @@ def ablation(
         dict(name=name, decisions=decisions, seed=seed, num_paths=num_paths) for name in names for seed in range(seeds)
     ]
     settings = dict(names=list(names), seeds=seeds, decisions=decisions, num_paths=num_paths)
+    settings |= dict(curve=sha256(learned_price.EDGE_CURVE), learners=repr(LEARNERS))
+    settings |= dict(code=code_digest("edge", "learning", "offloading"))
     return load_or_run(
         "edge_learners", learn_and_play, tasks, settings=settings, command="splitpoint train-policy ablation"
     )

@@ -31,12 +31,12 @@ from splitpoint.edge import (
     simulate,
 )
 from splitpoint.edge.policies import Policy, StatePrice
-from splitpoint.files import can_write, data_path, results_path, write_meta, write_rows
+from splitpoint.files import can_write, data_path, results_path, sha256, write_meta, write_rows
 from splitpoint.learning.curve_training import CONTEXT, train_policy
 from splitpoint.learning.rollouts import EdgeGround, TwinGround
 from splitpoint.offloading.hardware import scenario
 from splitpoint.study.living_edge import named_edge, released_edge
-from splitpoint.tables import load_or_run
+from splitpoint.tables import code_digest, load_or_run
 
 #: rates and machines that the twin's agent is trained on; it is judged on others, too
 TWIN_RATES_HZ, TWIN_LEVELS = (0.5, 1.0, 2.0, 3.0), ((2.0, 4.0, 8.0), (1.0, 2.0, 4.0))
@@ -45,6 +45,7 @@ TWIN_CONTEXT = (
     "free", "batch", "waiting", "stay_40", "stay_60", "stay_80", "stay_100", "stay_120", "rate_10", "next_step_s",
 )  # fmt: skip
 EDGE_KNOTS = (40.0, 80.0, 120.0)
+EDGE_CURVE = data_path("agents", "edge_curve.safetensors")
 #: what is needed to train each curve that ships
 BUDGETS = {
     "twin": dict(generations=7, count=8000, epochs=60),
@@ -146,7 +147,7 @@ def without(seeds: int = 2) -> pd.DataFrame:
         seeds: trainings of each.
     """
     tasks = [dict(what=what, seed=seed) for what in WITHOUT for seed in range(seeds)]
-    settings = dict(seeds=seeds, without=list(WITHOUT))
+    settings = dict(seeds=seeds, without=list(WITHOUT), code=code_digest("edge", "learning", "offloading"))
     return load_or_run(
         "twin_without", train_without, tasks, settings=settings, command="splitpoint train-policy without"
     )
@@ -234,23 +235,23 @@ def seeing(case: Unseen, seed: int, num_paths: int) -> Policy:
     return decide
 
 
-def play_scenario(scenario: str, policy: str, num_paths: int, curve: str = "", seed: int = JUDGE_SEED) -> list[dict]:
+def play_scenario(scenario: str, policy: str, num_paths: int, seed: int = JUDGE_SEED) -> list[dict]:
     """Gains of one policy on the fixed paths of one scenario.
 
     Args:
         scenario: key of ``scenarios()``.
-        policy: a name of ``edge.policies()``, or ``learned``.
+        policy: a name of ``edge.policies()``, ``learned`` (the curve that ships) or ``SEEING``.
         num_paths: the first of the paths, which are the same for all policies.
-        curve: file of the learned curve; the one that ships if empty.
         seed: of the paths; nothing is tuned on it.
     """
-    one_of("scenario", scenario, scenarios())
+    cases = scenarios()
+    one_of("scenario", scenario, cases)
     whole_number("num_paths", num_paths, 1)
-    case = scenarios()[scenario]
+    case = cases[scenario]
     expected = case.expected or case.arrivals
     paths = draw_paths(case.edges, case.arrivals, seed, num_paths)
     if policy == "learned":
-        made = load_curve(curve or data_path("agents", "edge_curve.safetensors"))
+        made = load_curve(EDGE_CURVE)
     elif policy == SEEING:
         made = seeing(case, seed, num_paths)
     else:
@@ -273,10 +274,12 @@ def judge(names: Sequence[str] = FAST + SLOW, paths: dict[str, int] = PATHS) -> 
     Returns:
         ``scenario, policy, decision_ms, path, gain_s``, one row a path.
     """
-    tasks = [dict(scenario=case, policy=name, num_paths=paths[name]) for case in scenarios() for name in names]
-    hidden = [case for case, unseen in scenarios().items() if isinstance(unseen.arrivals, HiddenRegimes)]
+    cases = scenarios()
+    tasks = [dict(scenario=case, policy=name, num_paths=paths[name]) for case in cases for name in names]
+    hidden = [case for case, unseen in cases.items() if isinstance(unseen.arrivals, HiddenRegimes)]
     tasks += [dict(scenario=case, policy=SEEING, num_paths=paths[SEEING]) for case in hidden]
     settings = dict(names=list(names), paths={name: paths[name] for name in names}, seed=JUDGE_SEED)
+    settings |= dict(curve=sha256(EDGE_CURVE), scenarios=repr(cases), code=code_digest("edge", "offloading"))
     return load_or_run(
         "learned_price", play_scenario, tasks, settings=settings, command="splitpoint train-policy judge"
     )
@@ -330,14 +333,18 @@ def main() -> None:
         description="Train the cost curves that ship, and judge them.",
         epilog="example: splitpoint train-policy twin",
     )
-    tables = {"judge": judge, "without": without, "ablation": ablation}
+    tables = {
+        "judge": (judge, "learned_price"),
+        "without": (without, "twin_without"),
+        "ablation": (ablation, "edge_learners"),
+    }
     parser.add_argument("name", choices=(*BUDGETS, *tables))
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     options = parser.parse_args()
     if options.name in tables:
-        file = {"judge": "learned_price", "without": "twin_without", "ablation": "edge_learners"}[options.name]
+        make, file = tables[options.name]
         path = can_write("data", data_path("learning", f"{file}.csv"))
-        write_rows(path, tables[options.name]().round(6).to_dict("records"))
+        write_rows(path, make().round(6).to_dict("records"))
         write_meta(path, kind="simulated", command=f"splitpoint train-policy {options.name}", seed=0)
         return
     path = can_write("data", data_path("agents", f"{options.name}_curve.safetensors"))

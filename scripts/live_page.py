@@ -1,7 +1,7 @@
 """The running edge's live page in a real browser: for its tests, and for the README's picture of it.
 
-``python scripts/live_page.py`` starts an edge and ninety devices, and writes ``data/readme/live_page_light.png`` and
-``…_dark.png``. Needs chromium (a system package).
+``python scripts/live_page.py`` starts an edge and a hundred and twenty devices, and writes
+``data/readme/live_page_light.png`` and ``…_dark.png``. Needs chromium (a system package).
 """
 
 import asyncio
@@ -110,18 +110,20 @@ class Browser:
 
 def main() -> None:
     people = ["ann", "ben", "cem", "dua", "eli", "fay"]
-    with running("--policy", "state_price", users=people) as edge:
+    with running("--policy", "first_come", users=people) as edge:
 
         def crowd():
-            asyncio.run(play(edge.url, list(edge.tokens.values()), draw_requests(5.0, 90, 0)))
+            asyncio.run(play(edge.url, list(edge.tokens.values()), draw_requests(6.0, 120, 0)))
 
         thread = threading.Thread(target=crowd)
-        thread.start()
         pages = [Browser(f"{edge.url}/#token={edge.viewer}", scheme=scheme) for scheme in ("light", "dark")]
         with pages[0], pages[1]:
             for page in pages:
-                page.wait_for("document.querySelectorAll('#last tr').length > 6")
-                page.wait_for("document.querySelectorAll('#rows li').length > 5")
+                page.wait_for("document.getElementById('state').textContent.startsWith('live')")
+            thread.start()  # once the browser's own start disturbs nobody
+            for page in pages:
+                page.wait_for("document.querySelectorAll('#last tr').length > 10")
+                page.wait_for("document.querySelectorAll('#rows li').length > 3")
                 file = data_path("readme", f"live_page_{page.scheme}.png")
                 write_atomically(file, page.picture())
                 write_meta(file, kind="measured", command="python scripts/live_page.py", seed=0, licence="CC-BY-SA-4.0")

@@ -80,3 +80,17 @@ def test_whether_a_file_can_be_written_is_asked_without_leaving_a_trace(tmp_path
     for path in (tmp_path, tmp_path / "x.csv" / "below", "a" * 400):
         with pytest.raises(ValueError, match="out=.* cannot be written"):
             can_write("out", path)
+
+
+def test_an_installation_without_data_says_where_to_get_it(tmp_path, monkeypatch):
+    from splitpoint.diffusion import load_mini
+    from splitpoint.offloading.problem import published_latency
+
+    monkeypatch.setenv("SPLITPOINT_ROOT", str(tmp_path))
+    published_latency.cache_clear()
+    with pytest.raises(
+        ValueError, match="came without the project's data: let the environment variable SPLITPOINT_ROOT"
+    ):
+        published_latency()
+    with pytest.raises(ValueError, match="came without the project's data"):
+        load_mini()

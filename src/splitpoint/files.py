@@ -117,7 +117,7 @@ def read_meta(path: Path) -> dict:
         ValueError: if the file or its sidecar is missing or unreadable, or the file does not match its checksum.
     """
     path, sidecar = Path(path), meta_path(path)
-    again = "restore it with `git checkout -- data`" if _ships(path) else "remove both, and it is made again"
+    again = how_to_restore() if _ships(path) else "remove both, and it is made again"
     try:
         meta, checksum = json.loads(sidecar.read_text(encoding="utf-8")), sha256(path)
     except (OSError, ValueError, RecursionError) as error:  # what is no JSON or no UTF-8 is a ValueError
@@ -131,6 +131,16 @@ def read_meta(path: Path) -> dict:
             f"{again}, or make it again with: {meta.get('command')}"
         )
     return meta
+
+
+def how_to_restore() -> str:
+    """What to do where a file of ``data/`` is missing or damaged, as the end of a message."""
+    if data_path().is_dir():
+        return "restore it with `git checkout -- data`"
+    return (
+        "this installation came without the project's data: let the environment variable SPLITPOINT_ROOT name a "
+        "checkout of the project, or install from one with `pip install -e .`"
+    )
 
 
 def _ships(path: Path) -> bool:

@@ -19,6 +19,7 @@ from splitpoint.files import (
     KINDS,
     can_write,
     data_path,
+    how_to_restore,
     meta_path,
     project_root,
     read_meta,
@@ -156,7 +157,7 @@ def read_table(*parts: str) -> pd.DataFrame:
     """
     path = data_path(*parts)
     if not path.exists():
-        raise ValueError(f"data/{'/'.join(parts)} is missing; restore it with `git checkout -- data`")
+        raise ValueError(f"data/{'/'.join(parts)} is missing; {how_to_restore()}")
     meta = read_meta(path)
     print(f"data/{'/'.join(parts)}: {provenance_line(meta)}")
     return pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)

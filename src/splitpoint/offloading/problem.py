@@ -396,12 +396,44 @@ def _draw(num_users, num_edge_gpus, random, parameters, profiles) -> Instance:
     whole_number("num_users", num_users, 1)
     whole_number("num_edge_gpus", num_edge_gpus, 1)
     instance_of("parameters", parameters, SystemParameters)
-    edge = profiles.edge_gpu.shared_by(num_edge_gpus)
-    index = np.sort(random.choice(len(profiles.devices), size=num_users, p=profiles.weights))
-    device_step_s = profiles.device_steps_s[index]
-    alpha = random.uniform(*alpha_range(device_step_s, edge))
-    arrival_s = np.sort(random.uniform(0, parameters.window_s, num_users))
-    return Instance(edge, device_step_s, alpha, arrival_s, parameters)
+    present = np.ones((1, num_users), dtype=bool)
+    drawn = draw_users(random, profiles, np.array([num_edge_gpus]), present, parameters.window_s)
+    return Instance(profiles.edge_gpu.shared_by(num_edge_gpus), *(values[0] for values in drawn), parameters)
+
+
+def draw_users(
+    random: np.random.Generator | np.random.RandomState,
+    profiles: Profiles,
+    num_edge_gpus: NDArray[np.int64],
+    present: NDArray[np.bool_],
+    window_s: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Users of many windows by the released sampling rules: devices first, then preferences, then request moments.
+
+    Args:
+        random: NumPy's generator, or the legacy one that the released code seeds.
+        profiles: hardware.
+        num_edge_gpus: of each window, shape (n,).
+        present: which places are users, shape (n, U), the first ones of each row.
+        window_s: length of a window.
+
+    Returns:
+        Devices' steps (sorted; 1 in the padding), preferences (0 there) and request moments (sorted; infinite there),
+        shape (n, U) each, seconds.
+
+    Source: authors' released code, PERDQN/per_DQN_main.py and PERDQN/utils.py.
+    """
+    devices = len(profiles.devices)
+    index = random.choice(devices, size=present.shape, p=profiles.weights)
+    index = np.sort(np.where(present, index, devices), axis=1)
+    device_step_s = np.append(profiles.device_steps_s, 1.0)[index]  # (n, U)
+    alpha = np.zeros(present.shape)
+    for count in np.unique(num_edge_gpus):
+        rows = num_edge_gpus == count
+        edge = profiles.edge_gpu.shared_by(int(count))
+        alpha[rows] = random.uniform(*alpha_range(device_step_s[rows], edge))
+    arrival_s = np.where(present, random.uniform(0, window_s, present.shape), np.inf)
+    return device_step_s, np.where(present, alpha, 0.0), np.sort(arrival_s, axis=1)
 
 
 def alpha_range(device_step_s: ArrayLike, edge: StepLatency) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

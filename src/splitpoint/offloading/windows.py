@@ -1,7 +1,7 @@
 """Many decision windows at once, as padded arrays: sampling, gains, outcomes, the exact optimum of each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from splitpoint.offloading.curves import LatencyModel, StepLatency, TableLatency
 from splitpoint.offloading.problem import (
     Instance,
     SystemParameters,
-    alpha_range,
+    draw_users,
     published_latency,
     published_profiles,
     reward,
@@ -294,27 +294,22 @@ class Scenario:
         a_generator("rng", rng)
         width = self.width(max_users)
         profiles = published_profiles()
-        chosen = np.array(self.devices if self.devices is not None else range(len(profiles.devices)))
-        weights = profiles.weights[chosen] / profiles.weights[chosen].sum()
+        if self.devices is not None:
+            chosen = sorted(self.devices)
+            weights = profiles.weights[chosen] / profiles.weights[chosen].sum()
+            profiles = replace(profiles, devices=tuple(profiles.devices[i] for i in chosen), odds=tuple(weights))
         num_users = rng.integers(self.num_users[0], self.num_users[1] + 1, size=n)
         gpus = rng.integers(self.num_edge_gpus[0], self.num_edge_gpus[1] + 1, size=n)
         present = np.arange(width) < num_users[:, None]
-        index = chosen[rng.choice(len(chosen), size=(n, width), p=weights)]
-        index = np.sort(np.where(present, index, len(profiles.devices)), axis=1)
-        device_step_s = np.append(profiles.device_steps_s, 1.0)[index]
-        alpha = np.zeros((n, width))
-        for count in np.unique(gpus):
-            rows = gpus == count
-            alpha[rows] = rng.uniform(*alpha_range(device_step_s[rows], published_latency()[0].shared_by(int(count))))
-        arrival = np.where(present, rng.uniform(0, self.parameters.window_s, size=(n, width)), np.inf)
-        waiting = np.where(present, self.parameters.window_s - np.sort(arrival, axis=1), 0.0)
+        device_step_s, alpha, arrival_s = draw_users(rng, profiles, gpus, present, self.parameters.window_s)
+        waiting_s = np.where(present, self.parameters.window_s - arrival_s, 0.0)
         edge = published_latency()[0]
         return Windows(
             edge.slope_s / gpus,
             edge.intercept_s / gpus,
             device_step_s,
-            np.where(present, alpha, 0.0),
-            waiting,
+            alpha,
+            waiting_s,
             num_users,
             self.parameters,
         )

@@ -397,8 +397,10 @@ def _draw(num_users, num_edge_gpus, random, parameters, profiles) -> Instance:
     whole_number("num_edge_gpus", num_edge_gpus, 1)
     instance_of("parameters", parameters, SystemParameters)
     present = np.ones((1, num_users), dtype=bool)
-    drawn = draw_users(random, profiles, np.array([num_edge_gpus]), present, parameters.window_s)
-    return Instance(profiles.edge_gpu.shared_by(num_edge_gpus), *(values[0] for values in drawn), parameters)
+    gpus = np.array([num_edge_gpus])
+    device_step_s, alpha, arrival_s = draw_users(random, profiles, gpus, present, parameters.window_s)
+    edge = profiles.edge_gpu.shared_by(num_edge_gpus)
+    return Instance(edge, device_step_s[0], alpha[0], arrival_s[0], parameters)
 
 
 def draw_users(

@@ -11,7 +11,7 @@ TORCH ?=
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
-.PHONY: figures test notebooks profile train-mini assignments grade format lint mutants soak clean
+.PHONY: figures test notebooks site profile train-mini assignments grade format lint mutants soak clean
 
 figures: $(VENV)/.installed
 	$(BIN)/python scripts/run_notebooks.py --mode $(MODE)
@@ -34,6 +34,15 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 # the optional extras: nbgrader for classes, Dask for clusters
 $(VENV)/.extras: $(VENV)/.installed
 	$(INSTALL) -e ".[assignments,cluster]"
+	@touch $@
+
+# the notebooks, the pages under docs/ and the library's docstrings as a static site, build/site/index.html
+site: $(VENV)/.site
+	$(BIN)/sphinx-build -W --keep-going -q -b html -c docs . build/site
+	@echo "open build/site/index.html"
+
+$(VENV)/.site: $(VENV)/.installed
+	$(INSTALL) -e ".[site,serve]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

@@ -241,3 +241,13 @@ def test_checksums_hold_whatever_line_endings_git_is_told_to_write(tmp_path):
         file = path.with_name(path.name.removesuffix(".meta.json"))
         if file.is_file():
             assert read_meta(file), file.name
+
+
+def test_the_first_page_is_short_and_every_page_is_on_the_site():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    listed = (ROOT / "docs" / "contents.md").read_text() + (ROOT / "docs" / "solutions.md").read_text()
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.stem == "contents" or re.search(rf"^{path.stem}$", listed, re.MULTILINE), path.name
+    for text in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", text.read_text()):
+            assert (text.parent / link).exists(), f"{text.name} links to {link}"

@@ -1,9 +1,11 @@
-"""Each recipe of the README runs as it is printed there, only shorter."""
+"""Each recipe of ``docs/recipes.md`` runs as it is printed there, only shorter."""
 
 import re
 import shutil
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 
 from splitpoint.files import data_path, project_root
@@ -12,7 +14,7 @@ from splitpoint.offloading.solvers import _SOLVERS
 RECIPES = dict(
     re.findall(
         r"\*\*([^*]+)\.\*\*[^`]*(?:`[^`\n]+`[^`]*)*```python\n(.*?)```",
-        (project_root() / "README.md").read_text().split("### Recipes")[1],
+        (project_root() / "docs" / "recipes.md").read_text(),
         flags=re.DOTALL,
     )
 )
@@ -38,12 +40,15 @@ def run(name: str, **shorter: str) -> dict:
     return exec(compile(code, name, "exec"), namespace := {"__name__": "recipe"}) or namespace
 
 
-def test_there_are_four_recipes():
+def test_every_recipe_is_tried_here():
     assert set(RECIPES) == {
         "Your machine",
         "Your solver",
         "Another accuracy curve, and an agent for it",
         "Your own pictures as a user",
+        "Your policy for the living edge",
+        "Your own requests, from a CSV",
+        "The sweep on a cluster",
     }
 
 
@@ -87,3 +92,35 @@ def test_your_own_pictures(scratch):
         },
     )
     assert Image.open(scratch / "mine.png").size == (64, 64)
+
+
+def test_your_policy(scratch):
+    table = run(
+        "Your policy for the living edge", **{"horizon_s=600": "horizon_s=60", "replications=4": "replications=1"}
+    )["table"]
+    share = table.set_index("policy").share
+    assert len(table) == 3 and share.max() <= 1 + 1e-9
+    assert share["adaptive_price"] > share["while there is room"] > 0
+
+
+def test_your_own_requests(scratch):
+    rows = [f"{second},ann" for second in np.random.default_rng(0).uniform(0, 60, 200).cumsum() / 100]
+    scratch.joinpath("my_requests.csv").write_text("\n".join(["time,who", *rows]))
+    table = run("Your own requests, from a CSV", **{"replications=4": "replications=2"})["table"]
+    assert len(table) == 2 and 0 < table.share.min() <= table.share.max() <= 1 + 1e-9
+
+
+def test_the_sweep_on_a_cluster(scratch):
+    pytest.importorskip("dask.distributed")
+    given = {
+        '"scheduler:8786"': "processes=False, dashboard_address=None",
+        "range(1, 21)": "(4, 6)",
+        "(4, 8, 16)": "(4,)",
+        "5000": "8",
+    }
+    found = run("The sweep on a cluster", **given)
+    found["client"].close()
+    from splitpoint.study.sweeps import reward_sweep
+
+    alone = reward_sweep("alone", num_users=(4, 6), num_edge_gpus=(4,), num_seeds=8)
+    pd.testing.assert_frame_equal(found["table"], alone)

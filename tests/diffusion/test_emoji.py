@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from splitpoint.diffusion import emoji
-from splitpoint.diffusion.emoji import SOURCES, STYLES, default_concepts, emoji_table, known_concepts, load_emoji
+from splitpoint.diffusion.emoji import (
+    SOURCES,
+    STYLES,
+    default_concepts,
+    emoji_table,
+    known_concepts,
+    load_emoji,
+    unseen_concepts,
+)
 from splitpoint.files import data_path, read_meta
 
 
@@ -95,3 +103,16 @@ def test_a_damaged_mosaic_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="noto.webp"):
         load_emoji(["noto"], ["rocket"])
     emoji._tiles.cache_clear()
+
+
+def test_nothing_is_trained_on_what_is_kept_unseen():
+    from splitpoint.diffusion.mini_training import other_emoji
+    from splitpoint.diffusion.personalize import split_concepts, vendor_pictures
+
+    unseen, known = set(unseen_concepts()), set(default_concepts())
+    others = set(other_emoji(STYLES, default_concepts()).concepts)
+    assert len(unseen) > 100 and not unseen & known and not others & (known | unseen)
+    assert len(others) + len(known) + len(unseen) == len(emoji_table())
+    shown, held = split_concepts(default_concepts())
+    _, prompts = vendor_pictures("noto", shown, 0.5)
+    assert not set(prompts) & (unseen | set(held)) and set(shown) < set(prompts)

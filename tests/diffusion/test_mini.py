@@ -36,7 +36,7 @@ from splitpoint.diffusion.mini_training import (
 from splitpoint.diffusion.training import Run, load_state
 from splitpoint.files import data_path, read_meta, write_meta
 
-SMALLEST = MiniSize((32, 32), 1, (False, True), (8, 8, 8, 8), 32, 1, 8, 1e-3, 2, 3)
+SMALLEST = MiniSize((32, 32), 1, (False, True), (8, 8, 8, 8), 8, 32, 1, 8, 1e-3, 4, 2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_the_autoencoder_gives_back_what_it_was_given(pipe):
         latents, _ = encode_images(pipe.vae, shown.images)
         back = pipe.vae.decode(latents).sample
     error = (back.permute(0, 2, 3, 1) * 127.5 + 127.5 - torch.from_numpy(shown.images)).abs().mean()
-    assert latents.shape == (6, 8, 8, 8) and error < 12
+    assert latents.shape == (6, 16, 8, 8) and error < 12
 
 
 def test_unknown_words_are_named_with_the_nearest_concepts(pipe):

@@ -4,6 +4,7 @@ import math
 import random
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -160,3 +161,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
             writable_folder("out", folder)
     writable_folder("out", tmp_path / "new" / "one")
     assert list((tmp_path / "new" / "one").iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_step_is_a_graph_and_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, recwarn):
+    def on_the_gpu(steps: int, run: Run = Run()):
+        weight = torch.nn.Parameter(torch.full((3,), 5.0, device="cuda"))
+
+        def loss(generator: torch.Generator) -> torch.Tensor:
+            return (weight - torch.randn(3, generator=generator, device="cuda")).square().mean()
+
+        losses = fit(loss, {"w": weight}, steps, learning_rate=0.1, mean_decay=0.9, run=run)
+        return losses, weight.detach()
+
+    whole = on_the_gpu(120)
+    assert len(set(whole[0])) == 120 and np.mean(whole[0][-20:]) < np.mean(whole[0][:20])
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    on_the_gpu(120, Run(checkpoint, minutes=1e-3))
+    again = on_the_gpu(120, Run(checkpoint, resume=True))
+    assert again[0] == whole[0] and torch.equal(again[1], whole[1])
+    assert not [warning for warning in recwarn if "no CUDA graph" in str(warning.message)]

@@ -184,6 +184,13 @@ def default_concepts() -> tuple[str, ...]:
     return tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
 
 
+@lru_cache(maxsize=1)
+def unseen_concepts() -> tuple[str, ...]:
+    """Concepts that no network of this project is trained on, so that each can be tried on something new."""
+    names = np.random.default_rng(0).permutation([row["name"] for row in emoji_table()])
+    return tuple(sorted(set(names[: len(names) // 6].tolist()) - set(default_concepts())))
+
+
 def nearest(word: str, known: Sequence[str], number: int = 3) -> list[str]:
     """Known names most like a word, by shared letters; for messages."""
     from difflib import get_close_matches

@@ -151,7 +151,8 @@ class StableDiffusionXL(Family):
 
     def denoise(self, latents, timesteps, conditioning):
         size = tuple(self.pipeline.vae_scale_factor * side for side in self.latent_shape[1:])
-        times = latents.new_tensor([*size, 0, 0, *size]).expand(len(latents), -1)  # original size, corner, target size
+        # original size, corner, target size; filled on the device, for a CUDA graph copies nothing from the processor
+        times = torch.cat([latents.new_full((len(latents), 1), side) for side in (*size, 0, 0, *size)], 1)  # (B, 6)
         return self.network(
             latents,
             timesteps,

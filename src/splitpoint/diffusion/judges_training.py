@@ -9,7 +9,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -17,7 +16,7 @@ from safetensors.torch import save
 from torch import nn
 
 from splitpoint.checks import one_of, whole_number
-from splitpoint.diffusion.emoji import STYLES, WEIGHTS_LICENCE, Emoji, default_concepts, load_emoji
+from splitpoint.diffusion.emoji import STYLES, WEIGHTS_LICENCE, Emoji, default_concepts, load_emoji, unseen_concepts
 from splitpoint.diffusion.judges import (
     EmojiJudge,
     MiniProcessor,
@@ -28,10 +27,11 @@ from splitpoint.diffusion.judges import (
 )
 from splitpoint.diffusion.mini import load_mini
 from splitpoint.diffusion.mini_networks import build_tokenizer, to_pixels
-from splitpoint.diffusion.training import Run, fit
+from splitpoint.diffusion.training import Run, fit, training_device
 from splitpoint.files import data_path, write_atomically, write_meta
 
 STEPS = {"concepts": 4_500, "styles": 3_000, "clip": 1_250}
+STYLE_WIDTHS = (40, 64, 88, 120)  # of the judge of styles
 _COMMAND = "splitpoint train-judges"
 
 
@@ -40,13 +40,13 @@ def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = Fal
 
     Args:
         pixels: what to distort.
-        generator: of the random numbers.
+        generator: of the random numbers, on the pixels' device.
         gently: keep colours and lines nearly as they are, because a style lives in them.
     """
     m = len(pixels)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
-        return low + (high - low) * torch.rand(m, *shape, generator=generator)
+        return low + (high - low) * torch.rand(m, *shape, generator=generator, device=pixels.device)
 
     strength = 0.3 if gently else 1.0
     angle, scale = strength * uniform(-0.25, 0.25), 1 + strength * uniform(-0.15, 0.2)
@@ -66,7 +66,8 @@ def distort(pixels: torch.Tensor, generator: torch.Generator, gently: bool = Fal
         ink = ink * uniform(0.8, 1.15, 3, 1, 1)
     soft = F.avg_pool2d(F.pad(ink, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     ink = torch.lerp(ink, soft, strength * uniform(0, 1, 1, 1, 1))
-    return (1 - ink + strength * uniform(0, 0.12, 1, 1, 1) * torch.randn(ink.shape, generator=generator)).clamp(-1, 1)
+    noise = torch.randn(ink.shape, generator=generator, device=pixels.device)
+    return (1 - ink + strength * uniform(0, 0.12, 1, 1, 1) * noise).clamp(-1, 1)
 
 
 def fit_judge(
@@ -78,6 +79,7 @@ def fit_judge(
     batch: int = 64,
     widths: Sequence[int] = (24, 48, 96, 160),
     vae: AutoencoderKL | None = None,
+    device: str | None = None,
     run: Run = Run(),
 ) -> EmojiJudge:
     """Train a judge of concepts or of styles on distorted real drawings.
@@ -90,10 +92,11 @@ def fit_judge(
         batch: images a step.
         widths: channels of the network.
         vae: an autoencoder; half of the drawings then pass through it first, so that its blur is no clue.
+        device: where to train; a GPU if there is one.
         run: checkpoint, budget and bar.
 
     Returns:
-        the judge, in evaluation mode.
+        the judge, in evaluation mode, on the processor.
 
     Raises:
         ValueError: for another target, or a number out of range.
@@ -101,23 +104,25 @@ def fit_judge(
     one_of("target", target, ("concepts", "styles"))
     whole_number("batch", batch, 1)
     torch.manual_seed(seed)
+    device = device or training_device()
     labels, answer = (shown.concepts, shown.concept) if target == "concepts" else (shown.styles, shown.style)
-    model, answer = EmojiJudge(labels, widths), torch.from_numpy(answer)
-    versions = [to_pixels(shown.images)]
+    model, answer = EmojiJudge(labels, widths).to(device), torch.from_numpy(answer).to(device)
+    versions = [to_pixels(shown.images).to(device)]
     if vae is not None:
+        vae.to(device)
         with torch.no_grad():
             versions.append(torch.cat([vae(part).sample.clamp(-1, 1) for part in versions[0].split(64)]))
     pixels = torch.stack(versions)  # (versions, M, 3, 64, 64)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        pick = torch.randint(len(answer), (batch,), generator=generator)
-        which = torch.randint(len(versions), (batch,), generator=generator)
+        pick = torch.randint(len(answer), (batch,), generator=generator, device=device)
+        which = torch.randint(len(versions), (batch,), generator=generator, device=device)
         seen = distort(pixels[which, pick], generator, gently=target == "styles")
         return F.cross_entropy(model(seen), answer[pick], label_smoothing=0.1)
 
     weights = dict(model.named_parameters())
     fit(loss, weights, steps, learning_rate=2e-3, weight_decay=0.05, seed=seed, title=f"judge of {target}", run=run)
-    return model.eval()
+    return model.cpu().eval()
 
 
 def fit_clip(
@@ -126,6 +131,7 @@ def fit_clip(
     *,
     seed: int = 0,
     batch: int = 96,
+    device: str | None = None,
     run: Run = Run(),
 ) -> PooledCLIP:
     """Train the text-image encoder: the prompt of a distorted drawing must be nearer to it than the other prompts.
@@ -135,23 +141,25 @@ def fit_clip(
         steps: training steps.
         seed: of weights, order and distortions.
         batch: images a step.
+        device: where to train; a GPU if there is one.
         run: checkpoint, budget and bar.
 
     Returns:
-        the encoder, in evaluation mode.
+        the encoder, in evaluation mode, on the processor.
 
     Raises:
         ValueError: for a number out of range.
     """
     whole_number("batch", batch, 1)
     torch.manual_seed(seed)
+    device = device or training_device()
     vocabulary = clip_vocabulary(shown.concepts)
-    model, read = build_clip(vocabulary), MiniProcessor(build_tokenizer(vocabulary))
-    tokens, pixels = read(text=shown.concepts)["input_ids"], to_pixels(shown.images)
-    owner = torch.from_numpy(shown.concept)
+    model, read = build_clip(vocabulary).to(device), MiniProcessor(build_tokenizer(vocabulary))
+    tokens, pixels = read(text=shown.concepts)["input_ids"].to(device), to_pixels(shown.images).to(device)
+    owner = torch.from_numpy(shown.concept).to(device)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        pick = torch.randint(len(owner), (batch,), generator=generator)
+        pick = torch.randint(len(owner), (batch,), generator=generator, device=device)
         image = F.normalize(model.get_image_features(distort(pixels[pick], generator)), dim=1)
         text = F.normalize(model.get_text_features(tokens), dim=1)
         scores = image @ text.T * model.logit_scale.exp().clamp(max=50)  # (batch, concepts)
@@ -162,7 +170,7 @@ def fit_clip(
 
     weights = dict(model.named_parameters())
     fit(loss, weights, steps, learning_rate=1e-3, weight_decay=0.05, seed=seed, title="text-image encoder", run=run)
-    return model.eval()
+    return model.cpu().eval()
 
 
 def save_judge(model: nn.Module, name: str, steps: int, seed: int, **more: object) -> Path:
@@ -198,11 +206,9 @@ def train_concept_judge(steps: int, seed: int, check_steps: int) -> dict:
 
 def train_style_judge(steps: int, seed: int) -> dict:
     """Train and save the judge of styles; how often it is right on concepts that it saw and on others."""
-    known, vae = default_concepts(), load_mini().vae
-    names = np.random.default_rng(seed).permutation(load_emoji(STYLES).concepts)
-    held = sorted(set(names[: len(names) // 6]) - set(known))
-    train = load_emoji(STYLES, sorted(set(names) - set(held)))
-    model = fit_judge(train, "styles", steps, seed=seed, widths=(32, 48, 72, 96), vae=vae)
+    known, held, vae = default_concepts(), unseen_concepts(), load_mini().vae
+    train = load_emoji(STYLES, sorted(set(load_emoji(STYLES).concepts) - set(held)))
+    model = fit_judge(train, "styles", steps, seed=seed, batch=128, widths=STYLE_WIDTHS, vae=vae)
     found = {
         "unseen_concepts_accuracy": accuracy(model, load_emoji(STYLES, held), "styles"),
         "seen_concepts_accuracy": accuracy(model, load_emoji(STYLES, known), "styles"),

@@ -1,9 +1,9 @@
-"""The miniature: a latent diffusion model in Stable Diffusion's own classes, small enough to train on a laptop.
+"""The miniature: a latent diffusion model in Stable Diffusion's own classes, small enough to draw on a laptop.
 
-Four parts, as in Stable Diffusion 1.5: an autoencoder that shrinks 64 x 64 pixels to an 8 x 8 x 8 latent, a U-Net that
-removes noise from latents, a text encoder whose token embeddings steer it, and a noise schedule (the same scaled-linear
-one, so that a step means the same noise level). ``diffusers.StableDiffusionPipeline`` reads and writes the folder;
-``mini_networks`` builds the parts, ``mini_training`` trains them.
+Four parts, as in Stable Diffusion 1.5: an autoencoder that shrinks 64 x 64 pixels to a latent (16 channels of 8 x 8), a
+U-Net that removes noise from latents, a text encoder whose token embeddings steer it, and a noise schedule (the same
+scaled-linear one, so that a step means the same noise level). ``diffusers.StableDiffusionPipeline`` reads and writes
+the folder; ``mini_networks`` builds the parts, ``mini_training`` trains them, on a GPU in minutes.
 """
 
 import json
@@ -23,7 +23,7 @@ from splitpoint.diffusion.emoji import WEIGHTS_LICENCE, emoji_table, nearest
 from splitpoint.diffusion.families import family_of
 from splitpoint.diffusion.packet import MAX_GUIDANCE, check_prompt
 from splitpoint.diffusion.quiet import quiet
-from splitpoint.files import data_path, read_meta, sha256, write_atomically, write_meta
+from splitpoint.files import data_path, how_to_restore, read_meta, sha256, write_atomically, write_meta
 
 GUIDANCE_SCALE = 3.0
 FILLERS = {"a", "an", "the", "of", "with", "and", "in", "on", "picture", "emoji"}
@@ -89,7 +89,7 @@ def warn_unknown(prompts: str | Sequence[str], concepts: Sequence[str]) -> list[
     if unknown and concepts:
         hints = [f"{word!r} (nearest concepts it knows: {', '.join(_nearby(word, concepts))})" for word in unknown[:5]]
         more = f" and {len(unknown) - 5} more words" if len(unknown) > 5 else ""
-        warnings.warn(f"the miniature has never seen {', '.join(hints)}{more}", stacklevel=3)
+        warnings.warn(f"the miniature does not know {', '.join(hints)}{more}", stacklevel=3)
     return unknown
 
 
@@ -209,7 +209,7 @@ def _parts(folder: Path) -> list[str]:
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder with a file too many, too few, or other than it was: each of them changes the pictures."""
-    advice = "restore it with `git checkout -- data`, or train it with `make train-mini`"
+    advice = f"{how_to_restore()}, or train it with `make train-mini`"
     if not (folder / HEAD).exists():
         raise ValueError(f"folder={folder.name!r} holds no {HEAD}; {advice}")
     meta = read_meta(folder / HEAD)

@@ -25,11 +25,13 @@ class MiniSize:
         unet_layers: residual blocks a level.
         unet_attention: whether a level looks at the text, one entry a level.
         vae_channels: width of the autoencoder at 64, 32, 16 and 8 pixels.
+        latent_channels: of the latent, 8 x 8 places.
         text_width: features a token.
         text_layers: transformer layers of the text encoder.
         batch: images a training step of the U-Net.
         learning_rate: its peak.
-        vae_steps: training steps of the autoencoder, 16 images each.
+        vae_batch: images a training step of the autoencoder.
+        vae_steps: training steps of the autoencoder.
         unet_steps: training steps of U-Net and text encoder.
     """
 
@@ -37,18 +39,20 @@ class MiniSize:
     unet_layers: int
     unet_attention: tuple[bool, ...]
     vae_channels: tuple[int, ...]
+    latent_channels: int
     text_width: int
     text_layers: int
     batch: int
     learning_rate: float
+    vae_batch: int
     vae_steps: int
     unet_steps: int
 
 
 SIZES = {
-    "tiny": MiniSize((64, 96), 1, (False, True), (16, 32, 64, 96), 64, 1, 32, 2e-3, 5_500, 500),
-    "small": MiniSize((128, 160), 1, (False, True), (16, 32, 64, 96), 128, 2, 64, 1e-3, 5_500, 4_800),
-    "large": MiniSize((256, 384), 2, (True, True), (64, 128, 192, 256), 256, 4, 256, 4e-4, 20_000, 40_000),
+    "tiny": MiniSize((64, 96), 1, (False, True), (16, 32, 64, 96), 16, 64, 1, 32, 2e-3, 16, 5_500, 500),
+    "small": MiniSize((128, 160), 1, (False, True), (24, 48, 72, 96), 16, 128, 2, 256, 1e-3, 64, 4_200, 5_500),
+    "large": MiniSize((256, 384), 2, (True, True), (64, 128, 192, 256), 16, 256, 4, 256, 4e-4, 64, 20_000, 40_000),
 }
 
 
@@ -121,7 +125,7 @@ def build_mini(size: MiniSize, seed: int = 0) -> MiniPipeline:
         up_block_types=("UpDecoderBlock2D",) * len(size.vae_channels),
         block_out_channels=size.vae_channels,
         layers_per_block=1,
-        latent_channels=8,
+        latent_channels=size.latent_channels,
         norm_num_groups=4,
         sample_size=PIXELS,
         mid_block_add_attention=False,
@@ -131,8 +135,8 @@ def build_mini(size: MiniSize, seed: int = 0) -> MiniPipeline:
     up = tuple("CrossAttnUpBlock2D" if text_here else "UpBlock2D" for text_here in reversed(size.unet_attention))
     unet = UNet2DConditionModel(
         sample_size=PIXELS // 8,
-        in_channels=8,
-        out_channels=8,
+        in_channels=size.latent_channels,
+        out_channels=size.latent_channels,
         block_out_channels=size.unet_channels,
         layers_per_block=size.unet_layers,
         down_block_types=down,
@@ -169,7 +173,8 @@ def to_pixels(images: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_images(vae: AutoencoderKL, images: np.ndarray, batch: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the latents of images uint8 (M, 64, 64, 3): two float (M, 8, 8, 8).
+    """Mean and standard deviation of the latents of images uint8 (M, 64, 64, 3): two float
+    (M, latent channels, 8, 8).
 
     Raises:
         ValueError: for images of another shape or type.

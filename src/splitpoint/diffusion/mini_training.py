@@ -20,15 +20,17 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
 
-from splitpoint.checks import one_of, whole_number
+from splitpoint.checks import finite_number, one_of, whole_number
 from splitpoint.diffusion.emoji import (
     PIXELS,
     STYLES,
     WEIGHTS_LICENCE,
     Emoji,
     default_concepts,
+    emoji_table,
     known_concepts,
     load_emoji,
+    unseen_concepts,
 )
 from splitpoint.diffusion.judges import concept_accuracy, load_concept_judge
 from splitpoint.diffusion.mini import MiniPipeline, load_mini, save_mini
@@ -39,10 +41,19 @@ from splitpoint.diffusion.mini_networks import (
     to_pixels,
     token_ids,
 )
-from splitpoint.diffusion.training import Run, bfloat16_is_fast, fit, noised, training_device, writable_folder
+from splitpoint.diffusion.training import (
+    Run,
+    bfloat16_is_fast,
+    drawing_device,
+    fit,
+    noised,
+    training_device,
+    writable_folder,
+)
 from splitpoint.files import data_path, read_meta, write_atomically, write_meta
 
 VAE_BATCH, VAE_LEARNING_RATE = 16, 1.5e-3
+OTHER_SHARE = 0.5
 _COMMAND = "splitpoint train-mini"
 
 Maps = Callable[[torch.Tensor], list[torch.Tensor]]
@@ -86,13 +97,14 @@ def fit_autoencoder(
         ValueError: for images of another shape, a number out of range, or a checkpoint that does not fit.
     """
     whole_number("batch", batch, 1)
-    pixels = to_pixels(images)
+    here = drawing_device(vae.device)
+    pixels = to_pixels(images).to(here)
     vae.to(memory_format=torch.channels_last)
     decoder = ("decoder.", "post_quant_conv.")
     weights = {k: v for k, v in vae.named_parameters() if k.startswith(decoder) or not decoder_only}
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        pick = torch.randint(len(pixels), (batch,), generator=generator)
+        pick = torch.randint(len(pixels), (batch,), generator=generator, device=here)
         real = pixels[pick].to(vae.device, memory_format=torch.channels_last)
         with torch.autocast(vae.device.type, torch.bfloat16, enabled=bfloat16_is_fast(vae.device)):
             with torch.set_grad_enabled(not decoder_only):
@@ -176,6 +188,8 @@ def fit_denoiser(
     shown: Emoji,
     steps: int,
     *,
+    others: Emoji | None = None,
+    other_share: float = OTHER_SHARE,
     seed: int = 0,
     batch: int = 64,
     learning_rate: float = 1e-3,
@@ -187,6 +201,8 @@ def fit_denoiser(
         pipe: trained in place; ends with the running mean.
         shown: images with their prompts.
         steps: training steps.
+        others: more images with their prompts, drawn less often each; so that a style can be learned from them.
+        other_share: share of ``others`` in a batch, from 0 to below 1.
         seed: seed of order, noise and prompt dropout.
         batch: images a step.
         learning_rate: its peak.
@@ -199,25 +215,35 @@ def fit_denoiser(
         ValueError: for a number out of range, or a checkpoint that does not fit.
     """
     whole_number("batch", batch, 1)
+    finite_number("other_share", other_share, 0, 0.99)
     device, unet, text, schedule = pipe.unet.device, pipe.unet, pipe.text_encoder, pipe.scheduler
-    mean, std = encode_images(pipe.vae, shown.images)
-    mean, std = mean * pipe.vae.config.scaling_factor, std * pipe.vae.config.scaling_factor
-    variants = [[name, f"a {name}"] for name in shown.concepts]
-    tokens = torch.stack([token_ids(pipe.tokenizer, names) for names in variants])  # (concepts, 2, tokens)
-    empty = token_ids(pipe.tokenizer, [""])[0]
-    owner = torch.from_numpy(shown.concept)
+    here = drawing_device(device)
+    sets = [shown] if others is None else [shown, others]
+    mean, std = encode_images(pipe.vae, np.concatenate([part.images for part in sets]))
+    mean, std = (value.to(here) * pipe.vae.config.scaling_factor for value in (mean, std))
+    variants = [[name, f"a {name}"] for part in sets for name in part.concepts]
+    tokens = torch.stack([token_ids(pipe.tokenizer, names) for names in variants]).to(here)  # (concepts, 2, tokens)
+    empty = token_ids(pipe.tokenizer, [""])[0].to(here)
+    numbers = [shown.concept] if others is None else [shown.concept, len(shown.concepts) + others.concept]
+    owner = torch.from_numpy(np.concatenate(numbers)).to(here)
     unet.to(memory_format=torch.channels_last).train()
     text.train()
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        pick = torch.randint(len(owner), (batch,), generator=generator)
-        latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator)
-        ids = tokens[owner[pick], (torch.rand(batch, generator=generator) < 0.2).long()]
-        ids = torch.where(torch.rand(batch, 1, generator=generator) < 0.1, empty, ids)
+        def uniform(*shape: int) -> torch.Tensor:
+            return torch.rand(*shape, generator=generator, device=here)
+
+        pick = torch.randint(len(shown), (batch,), generator=generator, device=here)
+        if others is not None:
+            more = torch.randint(len(shown), len(owner), (batch,), generator=generator, device=here)
+            pick = torch.where(uniform(batch) < other_share, more, pick)
+        latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator, device=here)
+        ids = tokens[owner[pick], (uniform(batch) < 0.2).long()]
+        ids = torch.where(uniform(batch, 1) < 0.1, empty, ids)
         noisy, target, t = noised(schedule, latents, generator)
-        noisy = noisy.to(device, memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
             context = text(ids.to(device)).last_hidden_state
+            noisy = noisy.to(device, memory_format=torch.channels_last)
             guess = unet(noisy, t.to(device), context).sample
         return (guess.float() - target.to(device)).square().mean()
 
@@ -240,6 +266,7 @@ def train_mini(
     minutes: float = math.inf,
     concepts: Sequence[str] | None = None,
     styles: Sequence[str] = STYLES,
+    other_share: float = OTHER_SHARE,
     seed: int = 0,
     resume: bool = False,
     vae: AutoencoderKL | None = None,
@@ -256,6 +283,7 @@ def train_mini(
         minutes: a budget for all of it, which cuts the training short; with ``resume`` it goes on from there.
         concepts: what it shall know; when left out, ``default_concepts()`` ("large": all that every style has drawn).
         styles: whose drawings it shall see.
+        other_share: share of drawings of other concepts in what U-Net and text encoder see; 0 shows them none.
         seed: seed of weights, order and noise.
         resume: go on from the last checkpoint in ``out``.
         vae: a trained autoencoder to reuse; "tiny" reuses the committed miniature's when left out.
@@ -275,9 +303,11 @@ def train_mini(
     whole_number("steps", steps, 1)
     whole_number("vae_steps", vae_steps, 1)
     Run(minutes=minutes)  # refuses a budget that is none
+    finite_number("other_share", other_share, 0, 0.99)
     if concepts is None:
-        concepts = known_concepts(styles) if size == "large" else default_concepts()
-    shown = load_emoji(styles, concepts)
+        known = [name for name in known_concepts(styles) if name not in unseen_concepts()]
+        concepts = known if size == "large" else default_concepts()
+    shown, others = load_emoji(styles, concepts), other_emoji(styles, concepts)
     out = Path(out) if out is not None else None
     if out is not None:
         writable_folder("out", out)
@@ -298,18 +328,32 @@ def train_mini(
 
     done = {}
     if vae is None:
-        images = np.concatenate([shown.images] * 3 + [load_emoji(styles).images])
-        maps = concept_maps(device)
-        done["vae_steps"] = len(
-            fit_autoencoder(pipe.vae, images, vae_steps, seed=seed, feature_maps=maps, run=run("vae"))
+        images = np.concatenate([shown.images] * 4 + [others.images])
+        fitted = fit_autoencoder(
+            pipe.vae,
+            images,
+            vae_steps,
+            seed=seed,
+            batch=shape.vae_batch,
+            feature_maps=concept_maps(device),
+            run=run("vae"),
         )
+        done["vae_steps"] = len(fitted)
     losses = fit_denoiser(
-        pipe, shown, steps, seed=seed, batch=shape.batch, learning_rate=shape.learning_rate, run=run("unet")
+        pipe,
+        shown,
+        steps,
+        others=others if other_share else None,
+        other_share=other_share,
+        seed=seed,
+        batch=shape.batch,
+        learning_rate=shape.learning_rate,
+        run=run("unet"),
     )
     if out is not None:
         command = f"{_COMMAND} --size {size} --steps {steps} --vae-steps {vae_steps} --seed {seed}"
         settings = asdict(shape) | done | {"unet_steps": len(losses), "final_loss": float(np.mean(losses[-200:]))}
-        settings |= {"styles": list(styles), "concepts": len(shown.concepts)}
+        settings |= {"styles": list(styles), "concepts": len(shown.concepts), "other_share": other_share}
         save_mini(pipe, out, shown.concepts, command, seed, settings)
     return pipe
 
@@ -358,7 +402,8 @@ def improve_mini(
     def run(part: str) -> Run:
         return Run(out / f"checkpoint.{part}.safetensors", resume, progress=progress)
 
-    images = np.concatenate([shown.images] * 4 + [load_emoji(styles).images])
+    others = other_emoji(styles, pipe.concepts)
+    images = np.concatenate([shown.images] * 4 + [others.images])
     fit_autoencoder(
         pipe.vae,
         images,
@@ -369,12 +414,18 @@ def improve_mini(
         decoder_only=True,
         run=run("decoder"),
     )
-    losses = fit_denoiser(pipe, shown, steps, seed=seed, learning_rate=4e-4, run=run("further"))
+    losses = fit_denoiser(pipe, shown, steps, others=others, seed=seed, learning_rate=4e-4, run=run("further"))
     settings = {**before["settings"], "further_unet_steps": len(losses), "further_decoder_steps": decoder_steps}
     settings["final_loss"] = float(np.mean(losses[-200:]))
     command = f"{before['command']}; {_COMMAND} --improve --steps {steps} --vae-steps {decoder_steps} --seed {seed}"
     save_mini(pipe, out, pipe.concepts, command, seed, settings)
     return pipe
+
+
+def other_emoji(styles: Sequence[str], concepts: Sequence[str]) -> Emoji:
+    """All drawings of what is neither one of ``concepts`` nor kept unseen, for the style alone."""
+    table = [row for row in emoji_table() if any(row[style] is not None for style in styles)]
+    return load_emoji(styles, sorted({row["name"] for row in table} - {*concepts, *unseen_concepts()}))
 
 
 # --- what it draws, judged ---
@@ -402,6 +453,7 @@ def report(folder: Path | None = None, num_steps: int = 50, seeds: Sequence[int]
         "all_concepts_accuracy": every,
         "all_concepts_seeds": len(seeds),
         "autoencoder_decibels": float(decibels(pipe.vae, load_emoji(STYLES, pipe.concepts).images).mean()),
+        "autoencoder_decibels_unseen": float(decibels(pipe.vae, load_emoji(STYLES, unseen_concepts()).images).mean()),
         "steps": num_steps,
     }
     rows = images.transpose(1, 2, 0, 3, 4).reshape(images.shape[1] * PIXELS, -1, 3)

@@ -1,13 +1,15 @@
 """The one training loop of this room: counted in steps, with a running mean of the weights and safe checkpoints.
 
 A step means the same on every machine, so the same seed learns the same on a fast one and on a slow one; a budget of
-minutes may cut a run short, and a checkpoint goes on from there.
+minutes may cut a run short, and a checkpoint goes on from there. On a CUDA device the random numbers are drawn there,
+and loss and gradients are one CUDA graph: small networks would otherwise wait for Python.
 """
 
 import hashlib
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from splitpoint.progress import progress_bar
 
 WARMUP_STEPS = 100
 CHECKPOINT_EVERY_S = 180
+LOSSES_AT_ONCE = 50  # read from a GPU together: each reading waits for all that it has to do
 
 Loss = Callable[[torch.Generator], torch.Tensor]
 
@@ -64,8 +67,8 @@ def fit(
     """Train weights by AdamW, the learning rate rising for a hundred steps and then falling to zero as a cosine.
 
     Args:
-        loss: draws a batch with the generator that it is given, and returns the loss, a scalar.
-        weights: name -> weight; trained in place.
+        loss: draws a batch with the generator that it is given, on ``drawing_device``, and returns a scalar.
+        weights: name -> weight, all on one device; trained in place.
         steps: updates.
         learning_rate: its peak.
         weight_decay: of AdamW.
@@ -83,32 +86,48 @@ def fit(
     whole_number("steps", steps, 1)
     finite_number("learning_rate", learning_rate, 0, open_end=True)
     trained = list(weights.values())
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    device = trained[0].device
+    on_gpu = device.type == "cuda"
+    generator = torch.Generator(drawing_device(device)).manual_seed(seed)
+    optimizer = torch.optim.AdamW(trained, learning_rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=on_gpu)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP_STEPS, steps // 2), steps)
     mean = None if mean_decay is None else EMAModel(trained, decay=mean_decay, foreach=True)
     losses: list[float] = []
     if run.resume and run.checkpoint is not None and run.checkpoint.exists():
         _restore(load_state(run.checkpoint), run.checkpoint.name, weights, optimizer, schedule, mean, generator, losses)
 
+    unread: list[torch.Tensor] = []
+
+    def read() -> None:
+        for value in torch.stack(unread).cpu().tolist() if unread else ():
+            if not math.isfinite(value):
+                raise RuntimeError(f"{title}: no finite loss after {len(losses)} steps; {learning_rate=} is too high")
+            losses.append(value)
+        unread.clear()
+
     def keep() -> None:
+        read()
         if run.checkpoint is not None and losses:
             save_state(run.checkpoint, _state(weights, optimizer, mean, generator, losses))
 
+    def gradients() -> torch.Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        value = loss(generator)
+        value.backward()
+        return value.detach()
+
+    step = _captured(gradients, generator, optimizer, title) if on_gpu and len(losses) < steps else gradients
     start = saved = time.monotonic()
     with progress_bar(title, steps, run.progress, unit="step", done=len(losses)) as bar:
-        while len(losses) < steps and time.monotonic() - start < 60 * run.minutes:
-            value = loss(generator)
-            if not value.isfinite():
-                raise RuntimeError(f"{title}: no finite loss after {len(losses)} steps; {learning_rate=} is too high")
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
+        while len(losses) + len(unread) < steps and time.monotonic() - start < 60 * run.minutes:
+            unread.append(step().clone())
+            if not on_gpu or len(unread) == LOSSES_AT_ONCE:
+                read()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             if mean is not None:
                 mean.step(trained)
-            losses.append(value.item())
             bar.update()
             if time.monotonic() - saved > CHECKPOINT_EVERY_S:
                 keep()
@@ -117,6 +136,37 @@ def fit(
     if mean is not None:
         mean.copy_to(trained)
     return losses
+
+
+def _captured(gradients: Callable, generator: torch.Generator, optimizer, title: str) -> Callable[[], torch.Tensor]:
+    """Loss and gradients as one CUDA graph, which draws new random numbers at every replay; as they are if that fails.
+
+    A graph keeps its gradients in its own memory: they are written anew by every replay, and never set to None.
+    """
+    before, side = generator.get_state(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # kernels are chosen and buffers moved before the capture
+            gradients()
+    torch.cuda.current_stream().wait_stream(side)
+    optimizer.zero_grad(set_to_none=True)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    try:
+        with torch.cuda.graph(graph):
+            value = gradients()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        warnings.warn(f"{title}: its step is no CUDA graph, and slower for it ({error})", stacklevel=3)
+        return gradients
+    finally:
+        generator.set_state(before)  # what was tried beforehand is no part of the training
+
+    def replay() -> torch.Tensor:
+        graph.replay()
+        return value
+
+    return replay
 
 
 def save_state(path: Path, state: Mapping[str, torch.Tensor]) -> None:
@@ -149,14 +199,16 @@ def noised(
     Args:
         schedule: a diffusers scheduler; says whether noise or velocity is to be predicted.
         latents: (B, channels, height, width).
-        generator: of the noise and the levels.
+        generator: of the noise and the levels, on the latents' device.
 
     Returns:
         noisy latents and what a model is to predict from them, both of the latents' shape, and the steps (B,).
     """
     batch, most = len(latents), schedule.config.num_train_timesteps
-    noise = torch.randn(latents.shape, generator=generator)
-    spread = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch  # one in each of B equal parts
+    device = latents.device
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    # one in each of B equal parts
+    spread = (torch.arange(batch, device=device) + torch.rand(batch, generator=generator, device=device)) / batch
     t = (spread * most).long().clamp(max=most - 1)
     predicts_noise = schedule.config.prediction_type == "epsilon"
     target = noise if predicts_noise else schedule.get_velocity(latents, noise, t)
@@ -182,6 +234,11 @@ def training_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def drawing_device(device: torch.device) -> torch.device:
+    """Where a batch is drawn: on a CUDA device itself, for any other on the processor."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def bfloat16_is_fast(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16."""
     if device.type == "cuda":
@@ -205,6 +262,8 @@ def _state(weights: Mapping, optimizer, mean: EMAModel | None, generator, losses
 
 def _restore(state: dict, file: str, weights: Mapping, optimizer, schedule, mean, generator, losses: list) -> None:
     needed = ["weight", "step", "exp_avg", "exp_avg_sq", *(["mean"] if mean is not None else [])]
+    if state["generator"].numel() != generator.get_state().numel():
+        raise ValueError(f"checkpoint {file} was made on another kind of device than {generator.device.type}")
     for name, weight in weights.items():
         parts = [state.get(f"{kind}.{name}") for kind in needed]
         if any(part is None or (kind != "step" and part.shape != weight.shape) for kind, part in zip(needed, parts)):

@@ -30,7 +30,7 @@ from splitpoint.diffusion.mini_networks import build_tokenizer, to_pixels
 from splitpoint.diffusion.training import Run, fit, training_device
 from splitpoint.files import data_path, write_atomically, write_meta
 
-STEPS = {"concepts": 4_500, "styles": 3_000, "clip": 1_250}
+STEPS = {"concepts": 4_500, "styles": 3_500, "clip": 1_250}
 STYLE_WIDTHS = (40, 64, 88, 120)  # of the judge of styles
 _COMMAND = "splitpoint train-judges"
 

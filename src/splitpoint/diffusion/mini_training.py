@@ -44,9 +44,9 @@ from splitpoint.diffusion.mini_networks import (
 from splitpoint.diffusion.training import (
     Run,
     bfloat16_is_fast,
+    denoising_loss,
     drawing_device,
     fit,
-    noised,
     training_device,
     writable_folder,
 )
@@ -224,7 +224,7 @@ def fit_denoiser(
     variants = [[name, f"a {name}"] for part in sets for name in part.concepts]
     tokens = torch.stack([token_ids(pipe.tokenizer, names) for names in variants]).to(here)  # (concepts, 2, tokens)
     empty = token_ids(pipe.tokenizer, [""])[0].to(here)
-    numbers = [shown.concept] if others is None else [shown.concept, len(shown.concepts) + others.concept]
+    numbers = [first + part.concept for first, part in zip((0, len(shown.concepts)), sets)]
     owner = torch.from_numpy(np.concatenate(numbers)).to(here)
     unet.to(memory_format=torch.channels_last).train()
     text.train()
@@ -240,12 +240,9 @@ def fit_denoiser(
         latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator, device=here)
         ids = tokens[owner[pick], (uniform(batch) < 0.2).long()]
         ids = torch.where(uniform(batch, 1) < 0.1, empty, ids)
-        noisy, target, t = noised(schedule, latents, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
             context = text(ids.to(device)).last_hidden_state
-            noisy = noisy.to(device, memory_format=torch.channels_last)
-            guess = unet(noisy, t.to(device), context).sample
-        return (guess.float() - target.to(device)).square().mean()
+        return denoising_loss(unet, schedule, latents, context, generator)
 
     weights = {
         **{f"unet.{k}": v for k, v in unet.named_parameters()},

@@ -33,10 +33,9 @@ from splitpoint.diffusion.mini_networks import encode_images, token_ids
 from splitpoint.diffusion.mini_training import other_emoji
 from splitpoint.diffusion.training import (
     Run,
-    bfloat16_is_fast,
+    denoising_loss,
     drawing_device,
     fit,
-    noised,
     training_device,
     writable_folder,
 )
@@ -158,11 +157,7 @@ def personalize(
         pick = torch.randint(len(mean), (batch,), generator=generator, device=here)
         latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator, device=here)
         which = torch.where(torch.rand(batch, generator=generator, device=here) < 0.1, len(prompts), pick)
-        noisy, target, t = noised(pipe.scheduler, latents, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
-            noisy = noisy.to(device, memory_format=torch.channels_last)
-            guess = unet(noisy, t.to(device), contexts[which]).sample
-        return (guess.float() - target.to(device)).square().mean()
+        return denoising_loss(unet, pipe.scheduler, latents, contexts[which], generator)
 
     title = f"personal model {user}"
     losses = fit(loss, weights, steps, learning_rate=learning_rate, weight_decay=1e-2, seed=seed, title=title, run=run)

@@ -215,6 +215,25 @@ def noised(
     return schedule.add_noise(latents, noise, t), target, t
 
 
+def denoising_loss(
+    unet, schedule, latents: torch.Tensor, context: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Mean squared error of what a U-Net predicts from latents with noise on them, a scalar.
+
+    Args:
+        unet: the network.
+        schedule: see ``noised``.
+        latents: clean, (B, channels, height, width), on ``drawing_device``.
+        context: of the prompts, (B, tokens, width), on the network's device.
+        generator: of the noise and the levels.
+    """
+    noisy, target, t = noised(schedule, latents, generator)
+    device = unet.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16_is_fast(device)):
+        guess = unet(noisy.to(device, memory_format=torch.channels_last), t.to(device), context).sample
+    return (guess.float() - target.to(device)).square().mean()
+
+
 def writable_folder(name: str, folder: Path) -> None:
     """Make a folder that a training is to fill, and see that it can be, before the work.
 

@@ -276,3 +276,18 @@ def test_bad_input_is_refused(options, message):
 def test_brute_force_refuses_more_than_it_can():
     with pytest.raises(ValueError, match=r"num_users=17 .*\[1, 16\]"):
         solve(released_instance(17, 4, 0), "brute_force")
+
+
+def test_greedy_fills_the_batch_when_everybody_gains():
+    for limit in (1, 2, 5, 6):
+        generous = replace(
+            sample_instance(6, 16, np.random.default_rng(limit)), parameters=SystemParameters(max_batch=limit)
+        )
+        fast = replace(generous, edge=LatencyModel(1e-6, 1e-6))
+        assert solve(fast, "greedy").granted.sum() == limit
+
+
+def test_enumeration_says_that_it_is_optimal():
+    plan = solve(released_instance(4, 4, 0), "brute_force")
+    assert (plan.status, plan.gap) == ("optimal", 0.0)
+    assert solve(released_instance(4, 4, 0), "greedy").status == "heuristic"

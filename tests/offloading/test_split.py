@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
 from splitpoint.offloading import AccuracyModel, SystemParameters, grant_gains, optimal_split, sample_instance
+from splitpoint.offloading.split import step_saving_s
 
 from .strategies import instances
 
@@ -62,6 +63,11 @@ def test_closed_form_agrees_with_cvxpy():
         assert problem.value >= value(ours, alpha, saving, parameters) - 1e-7
         assert problem.value == pytest.approx(value(ours, alpha, saving, parameters), abs=1e-3)
         assert float(n.value) == pytest.approx(float(ours), abs=0.1)
+
+
+def test_costs_beside_time_enter_with_their_signs():
+    parameters = SystemParameters(edge_step_cost_s=0.03, device_step_cost_s=0.1)
+    assert step_saving_s(0.5, 0.2, parameters) == pytest.approx(0.5 - 0.2 + 0.1 - 0.03)  # dear devices favour the edge
 
 
 def test_limits_and_shapes():

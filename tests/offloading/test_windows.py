@@ -1,10 +1,19 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splitpoint.learning import Scenario, Windows, stack_windows
-from splitpoint.offloading import SystemParameters, evaluate, published_profiles, sample_instance, solve
+from splitpoint.offloading import (
+    SystemParameters,
+    TableLatency,
+    evaluate,
+    published_profiles,
+    sample_instance,
+    solve,
+)
 from splitpoint.offloading.solvers import plan_for
 
 
@@ -81,3 +90,10 @@ def test_instances_of_different_systems_do_not_stack():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="SystemParameters"):
         stack_windows([sample_instance(2, 4, rng), sample_instance(2, 4, rng, SystemParameters(max_batch=3))])
+
+
+def test_a_bent_edge_shows_agents_the_line_through_its_ends():
+    bent = TableLatency((1.0, 2.0, 5.0), (0.10, 0.11, 0.30))
+    windows = stack_windows([replace(sample_instance(5, 4, np.random.default_rng(0)), edge=bent)])
+    np.testing.assert_allclose([windows.slope_s[0], windows.intercept_s[0]], [0.05, 0.05])
+    assert windows[np.array([0])].intercept_s == windows.intercept_s

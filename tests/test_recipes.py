@@ -117,10 +117,14 @@ def test_the_sweep_on_a_cluster(scratch):
         "range(1, 21)": "(4, 6)",
         "(4, 8, 16)": "(4,)",
         "5000": "8",
+        "num_paths=1000": "rates_hz=(2.0, 8.0), num_paths=2, horizon_s=20.0",
     }
     found = run("The sweep on a cluster", **given)
     found["client"].close()
+    from splitpoint.study.living_edge import policy_sweep
     from splitpoint.study.sweeps import reward_sweep
 
     alone = reward_sweep("alone", num_users=(4, 6), num_edge_gpus=(4,), num_seeds=8)
     pd.testing.assert_frame_equal(found["table"], alone)
+    options = dict(names=("window_plan", "posted_price"), rates_hz=(2.0, 8.0), num_paths=2, horizon_s=20.0)
+    pd.testing.assert_frame_equal(found["over_time"], policy_sweep("alone_edge", **options), check_exact=True)

@@ -1,7 +1,7 @@
 """What share of a random sample of wrong lines the tests of ``offloading`` and ``edge`` notice.
 
 mutmut (its settings are in ``pyproject.toml``) makes some twelve thousand wrong lines there; to run the tests for each
-takes seven hours. ``make mutants`` draws ``MUTANTS=500`` of them, runs those, lists the survivors and prints the share with
+takes seven hours. ``make mutants`` draws ``MUTANTS=500`` of them, lists the survivors and prints the share noticed with
 Wilson's interval. Many survivors change no behaviour (a message's wording, one more bisection): it is a lower bound.
 """
 

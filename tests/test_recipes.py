@@ -49,6 +49,7 @@ def test_every_recipe_is_tried_here():
         "Your policy for the living edge",
         "Your own requests, from a CSV",
         "The sweep on a cluster",
+        "An edge on Ray",
     }
 
 
@@ -124,3 +125,12 @@ def test_the_sweep_on_a_cluster(scratch):
 
     alone = reward_sweep("alone", num_users=(4, 6), num_edge_gpus=(4,), num_seeds=8)
     pd.testing.assert_frame_equal(found["table"], alone)
+
+
+def test_an_edge_on_ray(scratch):
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
+    from splitpoint.diffusion.packet import Packet
+
+    found = run("An edge on Ray", **{"num_steps=50": "num_steps=6"})
+    packet = Packet.from_bytes(found["packet"])
+    assert packet.prompt == "red apple" and packet.step == found["answer"]["steps"] > 0

@@ -5,6 +5,7 @@ says on which machine and GPU it runs and starts it again if it dies. Everything
 edge`` starts: engine, batch, protocol.
 """
 
+import math
 import os
 import secrets
 import socket
@@ -86,9 +87,17 @@ class RayOptions(BaseModel):
 class RayEdge(EdgeBehind):
     """An edge in a replica."""
 
-    async def __init__(self, number: int, options: RayOptions, tokens: Tokens, viewer: str):  # type: ignore[misc]
-        journal = None if options.journals is None else Journal(options.journals / f"edge-{number}.journal")
-        super().__init__(number, ProcessEngine(options.engine()), options.service(), tokens, viewer, journal)
+    async def __init__(  # type: ignore[misc]
+        self,
+        number: int,
+        engine: EngineOptions,
+        options: ServiceOptions,
+        tokens: Tokens,
+        viewer: str,
+        journals: Path | None,
+    ):
+        journal = None if journals is None else Journal(journals / f"edge-{number}.journal")
+        super().__init__(number, ProcessEngine(engine), options, tokens, viewer, journal)
         await self.start()
 
     def check_health(self) -> None:
@@ -142,9 +151,10 @@ def app(options: RayOptions) -> Any:
 def _application(options: RayOptions) -> tuple[Any, dict[str, str], str]:
     """The application, the users' tokens and the viewer's."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
-    options.engine(), options.service(), check_policy(options.policy)  # refused here, not in a replica
+    engine, service = options.engine(), options.service()  # what is wrong is refused here, not in a replica
+    check_policy(options.policy)
     if options.policy in WINDOWED:
         raise ValueError(
             f"policy={options.policy!r} plans windows, and for one edge; valid is one that answers at once"
@@ -156,7 +166,7 @@ def _application(options: RayOptions) -> tuple[Any, dict[str, str], str]:
     edges = [
         serve.deployment(RayEdge)
         .options(name=f"edge-{number}", ray_actor_options=resources, **common)
-        .bind(number, options, tokens, viewer)
+        .bind(number, engine, service, tokens, viewer, options.journals)
         for number in range(options.edges)
     ]
     door = serve.deployment(serve.ingress()(RayDoor)).options(name="door", ray_actor_options={"num_cpus": 0}, **common)
@@ -193,8 +203,8 @@ def ray_alone(num_cpus: int = 2) -> Iterator[str]:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray's own ports; read once in a process
-    import ray
-    from ray import serve
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     if ray.is_initialized():
         raise ValueError("ray is running in this process already; valid is one that has none")
@@ -228,8 +238,8 @@ def running_on_ray(options: RayOptions) -> Iterator[RunningEdges]:
         ValueError: naming what is wrong, before anything is started.
     """
     application, given, viewer = _application(options)
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
-    with ray_alone() as url:
+    with ray_alone(math.ceil(options.edges * options.num_cpus)) as url:
         serve.run(application, name="splitpoint", route_prefix="/")
         yield RunningEdges(url, given, viewer)

@@ -31,9 +31,9 @@ $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	$(INSTALL) --no-deps -e .
 	@touch $@
 
-# the optional extras: nbgrader for classes, Dask for clusters
+# the optional extras: nbgrader for classes, Dask for clusters, Ray for several edges
 $(VENV)/.extras: $(VENV)/.installed
-	$(INSTALL) -e ".[assignments,cluster]"
+	$(INSTALL) -e ".[assignments,cluster,ray]"
 	@touch $@
 
 # the notebooks, the pages under docs/ and the library's docstrings as a static site, build/site/index.html

@@ -1,7 +1,8 @@
 """What a running edge survives, at length: kills at random points, ten times too many requests, half an hour of work.
 
-``make soak`` (about 75 minutes) writes ``data/serving/soak.csv``, one row a part; ``python scripts/soak.py PART`` runs
-those parts, with ``--short`` in minutes and without writing.
+``make soak`` (about 75 minutes) writes ``data/serving/soak.csv``, one row a part, each as soon as it is done; what is
+there with the same settings is not run again. ``python scripts/soak.py PART`` runs those parts only, with ``--again``
+in any case, with ``--short`` in minutes and without writing.
 """
 
 import argparse
@@ -11,20 +12,26 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pandas as pd
 
+from splitpoint.checks import one_of
 from splitpoint.diffusion.hybrid import load_mini_hybrid
 from splitpoint.diffusion.packet import Packet
-from splitpoint.files import data_path, device_name, write_meta, write_rows
+from splitpoint.files import data_path, write_meta, write_rows
+from splitpoint.serving.device import Device
+from splitpoint.serving.link import LinkProxy, Toxics
 from splitpoint.serving.load import Crowd, draw_requests, play, report
 from splitpoint.serving.processes import RunningEdge, running, start
 from splitpoint.study.serving import facts_of
 
 PROMPTS = ("red apple", "umbrella", "rocket", "house")
+BODY = dict(prompt="red apple", seed=3, device_step_s=0.5, alpha=0.0)
 
 
 def table_of(edge: RunningEdge, folder: Path) -> tuple[str, str]:
@@ -125,6 +132,149 @@ def device_kills(count: int, seed: int = 0) -> dict:
     return dict(kills=count, too_late=late, wrong=wrong, run_s=whole_s)
 
 
+class CutOnce(httpx.HTTPTransport):
+    """Sends the first request for a packet over a bad link, everything else to the edge itself."""
+
+    def __init__(self, port: int):
+        super().__init__()
+        self.port, self.cut = port, False
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Of httpx."""
+        if request.url.path.endswith("/packet") and not self.cut:
+            self.cut, request.url = True, request.url.copy_with(port=self.port)
+        return super().handle_request(request)
+
+
+def link_cuts(every_bytes: int, seed: int = 0) -> dict:
+    """The link reset, closed or stalled after so many bytes of the answer with the packet; the picture must come."""
+    wrong, cuts, seconds, hybrid = 0, 0, [], load_mini_hybrid(num_steps=50)
+    user = hybrid.users["noto"]
+    with running("--policy", "first_come", users=["ann"]) as edge:
+
+        def draw(transport: httpx.BaseTransport):
+            device = Device(edge.url, edge.tokens["ann"], user, step_s=0.5)
+            device.client = httpx.Client(
+                base_url=edge.url, headers=device.client.headers, timeout=httpx.Timeout(3.0), transport=transport
+            )
+            began = time.perf_counter()
+            drawn = device.draw("red apple", seed)
+            seconds.append(time.perf_counter() - began)
+            device.close()
+            return drawn
+
+        plain = draw(httpx.HTTPTransport())
+        wanted = np.asarray(hybrid.generate("red apple", "noto", 50 - plain.steps, seed).images[0], dtype=int)
+        headers = {"Authorization": f"Bearer {edge.tokens['ann']}"}
+        asked = httpx.post(f"{edge.url}/v1/requests", json=BODY | {"seed": seed}, headers=headers).json()
+        got = httpx.get(
+            f"{edge.url}/v1/requests/{asked['id']}/packet", params={"wait": 25}, headers=headers, timeout=30
+        )
+        size = len(got.content) + sum(len(key) + len(value) + 4 for key, value in got.headers.raw)
+        places = sorted({*range(0, size, every_bytes), size // 2, size - 1})
+        for kind in ("reset_after", "truncate_after", "stall_after"):
+            for place in places:
+                with LinkProxy("127.0.0.1", edge.port, Toxics(**{kind: place + 1})) as link:
+                    transport = CutOnce(int(link.url.rsplit(":", 1)[1]))
+                    drawn = draw(transport)
+                cuts += transport.cut
+                off = np.abs(np.asarray(drawn.image, dtype=int) - wanted).max()
+                wrong += drawn.where != "edge" or off > 1
+            print(f"{kind}: {cuts} cuts, {wrong} wrong", flush=True)
+    return dict(
+        cuts=cuts, answer_bytes=size, places=len(places), wrong=int(wrong), plain_s=seconds[0],
+        with_a_cut_median_s=float(np.median(seconds[1:])),
+    )  # fmt: skip
+
+
+def duplicates(rounds: int, at_once: int = 100) -> dict:
+    """The same request many times at once: computed once; with another body under the same key it is refused."""
+    more_than_one, refused, statuses = 0, 0, Counter()
+
+    async def run(edge: RunningEdge) -> None:
+        nonlocal more_than_one, refused
+        limits = httpx.Limits(max_connections=at_once, keepalive_expiry=2.0)  # before the edge closes idle ones
+        headers = {"Authorization": f"Bearer {edge.tokens['ann']}"}
+        async with httpx.AsyncClient(base_url=edge.url, headers=headers, timeout=60, limits=limits) as client:
+            for number in range(rounds):
+                key = {"Idempotency-Key": f"round-{number}"}
+                body = BODY | {"seed": number}
+                asking = [client.post("/v1/requests", json=body, headers=key) for _ in range(at_once)]
+                answers = await asyncio.gather(*asking)
+                statuses.update(answer.status_code for answer in answers)
+                names = {answer.json().get("id") for answer in answers}
+                more_than_one += len(names) != 1
+                changed = await client.post("/v1/requests", json=body | {"prompt": "house"}, headers=key)
+                refused += changed.status_code == 422
+                await client.delete(f"/v1/requests/{names.pop()}")
+
+    with running("--policy", "first_come", users=["ann"]) as edge:
+        asyncio.run(run(edge))
+        asked = sum(len(event.ids) for event in facts_of(edge)[0] if event.kind == "ask")
+    return dict(
+        rounds=rounds, at_once=at_once, accepted=statuses[202], other_answers=statuses.total() - statuses[202],
+        decided=asked, more_than_one=more_than_one, changed_body_refused=refused,
+    )  # fmt: skip
+
+
+def races(count: int, at_once: int = 16, seed: int = 0) -> dict:
+    """Requests taken back at random moments round the end of their steps, over the network; nothing may stay behind."""
+    rng, answers = np.random.default_rng(seed), Counter()
+
+    async def one(client: httpx.AsyncClient, number: int, longest_s: float) -> None:
+        asked = await client.post("/v1/requests", json=BODY | {"seed": number})
+        while asked.status_code in (429, 503):
+            answers["asked again"] += 1
+            await asyncio.sleep(0.2)
+            asked = await client.post("/v1/requests", json=BODY | {"seed": number})
+        name, granted = asked.json()["id"], asked.json()["granted"]
+        answers["granted"] += granted
+        await asyncio.sleep(float(rng.uniform(0.0, longest_s)))
+        ready = granted and (await client.get(f"/v1/requests/{name}/packet?wait=0")).status_code == 200
+        answers["finished first"] += ready
+        taken = await client.delete(f"/v1/requests/{name}")
+        answers["not cancelled"] += taken.json() != {"state": "cancelled"}
+        after = await client.get(f"/v1/requests/{name}/packet?wait=0")
+        answers["packet after the end"] += after.status_code not in (410, 404)
+
+    async def run(edge: RunningEdge) -> dict:
+        headers, turn = {"Authorization": f"Bearer {edge.tokens['ann']}"}, asyncio.Semaphore(at_once)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=2.0)
+        async with httpx.AsyncClient(base_url=edge.url, headers=headers, timeout=60, limits=limits) as client:
+
+            async def whole(number: int) -> float:
+                began = time.perf_counter()
+                name = (await client.post("/v1/requests", json=BODY | {"seed": number})).json()["id"]
+                await client.get(f"/v1/requests/{name}/packet?wait=25")
+                await client.delete(f"/v1/requests/{name}")
+                return time.perf_counter() - began
+
+            # a crowd that waits shows how long one takes in company; those who race give up at most 1.5 times later
+            longest_s = 1.5 * float(np.median(await asyncio.gather(*(whole(number) for number in range(16)))))
+
+            async def in_turn(number: int) -> None:
+                async with turn:
+                    await one(client, number, longest_s)
+
+            await asyncio.gather(*(in_turn(number) for number in range(count // 5)))
+            before_mb = memory_mb(edge)
+            await asyncio.gather(*(in_turn(number) for number in range(count // 5, count)))
+            async with client.stream("GET", "/events", params={"token": edge.viewer}) as stream:
+                async for line in stream.aiter_lines():
+                    view = json.loads(line[6:]) if line.startswith("data: ") else dict(batch=[0], waiting=[])
+                    if not view["batch"] and not view["waiting"]:
+                        break  # everyone is out
+            last = (await client.post("/v1/requests", json=BODY)).json()
+            got = await client.get(f"/v1/requests/{last['id']}/packet?wait=25")
+            return dict(memory_after_a_fifth_mb=before_mb, memory_last_mb=memory_mb(edge), last=got.status_code)
+
+    few = ("--num-steps", "6", "--max-batch", "16", "--policy", "first_come", "--keep", "10")
+    with running(*few, users=["ann"]) as edge:
+        rest = asyncio.run(run(edge))
+    names = ("granted", "finished first", "not cancelled", "packet after the end", "asked again")
+    return dict(races=count, **{name.replace(" ", "_"): answers[name] for name in names}, **rest)
+
+
 def memory_mb(edge: RunningEdge) -> float:
     """Resident memory of an edge and the processes that it started, MB."""
     pid = edge.process.pid
@@ -184,27 +334,72 @@ def capacity_hz() -> float:
     return len(table_s) / (table_s[-1] * steps)
 
 
+def at_load(times_capacity: float, seconds: float, every_s: float = 0.5) -> dict:
+    """``under_load`` at so many times what the edge can do."""
+    capacity = capacity_hz()
+    return dict(capacity_hz=capacity) | under_load(times_capacity * capacity, seconds, every_s)
+
+
+#: what is run, its settings in full, and those of ``--short``
 PARTS = {
-    "edge killed": lambda short: edge_kills(5 if short else 50),
-    "device killed": lambda short: device_kills(5 if short else 50),
-    "ten times too many": lambda short: under_load(10 * capacity_hz(), 30.0 if short else 300.0),
-    "half an hour at 80 %": lambda short: under_load(0.8 * capacity_hz(), 60.0 if short else 1800.0, 2.0),
+    "edge killed": (edge_kills, dict(count=50), dict(count=5)),
+    "device killed": (device_kills, dict(count=50), dict(count=5)),
+    "link cut": (link_cuts, dict(every_bytes=256), dict(every_bytes=4096)),
+    "duplicates": (duplicates, dict(rounds=100), dict(rounds=3)),
+    "cancelled while finishing": (races, dict(count=10_000), dict(count=500)),
+    "ten times too many": (at_load, dict(times_capacity=10.0, seconds=300.0), dict(times_capacity=10.0, seconds=30.0)),
+    "half an hour at 80 %": (
+        at_load,
+        dict(times_capacity=0.8, seconds=1800.0, every_s=2.0),
+        dict(times_capacity=0.8, seconds=60.0),
+    ),
 }
+
+
+def stored(out: Path) -> dict[str, dict]:
+    """Rows of the parts that were run before, by name."""
+    return {} if not out.exists() else {row["part"]: row for row in pd.read_csv(out).to_dict("records")}
+
+
+def run_part(part: str, out: Path, short: bool = False, again: bool = False) -> dict | None:
+    """Run a part and store its row; None if it is there already with the same settings.
+
+    Args:
+        part: of ``PARTS``.
+        out: table of one row a part; nothing is written if ``short``.
+        short: in minutes.
+        again: also if it is there.
+    """
+    function, settings, briefly = PARTS[part]
+    settings = briefly if short else settings
+    said = json.dumps(settings)
+    if not (short or again) and stored(out).get(part, {}).get("settings") == said:
+        return None
+    began = time.perf_counter()
+    found = function(**settings)
+    row = dict(
+        part=part, settings=said, seconds=round(time.perf_counter() - began, 1),
+        date_utc=datetime.now(UTC).strftime("%Y-%m-%d %H:%M"), what=json.dumps(found),
+    )  # fmt: skip
+    if not short:
+        rows = stored(out) | {part: row}
+        write_rows(out, [rows[name] for name in PARTS if name in rows])
+        write_meta(out, kind="measured", command="make soak", seed=0)
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", help=f"of: {', '.join(PARTS)}; all if left out")
     parser.add_argument("--short", action="store_true", help="minutes, and nothing is written")
+    parser.add_argument("--again", action="store_true", help="also what is stored already")
+    parser.add_argument("--out", type=Path, default=data_path("serving", "soak.csv"), help="the table")
     options = parser.parse_args()
-    out = data_path("serving", "soak.csv")
-    rows = {} if options.short or not out.exists() else pd.read_csv(out).set_index("part").to_dict("index")
+    for part in options.part:
+        one_of("part", part, PARTS)
     for part in options.part or PARTS:
-        rows[part] = {"what": json.dumps(PARTS[part](options.short))}
-        print(part, rows[part]["what"], flush=True)
-        if not options.short:
-            write_rows(out, [dict(part=part, **row) for part, row in rows.items()])
-            write_meta(out, kind="measured", command="make soak", seed=0, device=device_name())
+        row = run_part(part, options.out, options.short, options.again)
+        print(part, "is stored already" if row is None else row["what"], flush=True)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def test_every_recipe_is_tried_here():
         "Your policy for the living edge",
         "Your own requests, from a CSV",
         "The sweep on a cluster",
+        "An edge on Ray",
     }
 
 
@@ -128,3 +129,12 @@ def test_the_sweep_on_a_cluster(scratch):
     pd.testing.assert_frame_equal(found["table"], alone)
     options = dict(names=("window_plan", "posted_price"), rates_hz=(2.0, 8.0), num_paths=2, horizon_s=20.0)
     pd.testing.assert_frame_equal(found["over_time"], policy_sweep("alone_edge", **options), check_exact=True)
+
+
+def test_an_edge_on_ray(scratch):
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
+    from splitpoint.diffusion.packet import Packet
+
+    found = run("An edge on Ray", **{"num_steps=50": "num_steps=6"})
+    packet = Packet.from_bytes(found["packet"])
+    assert packet.prompt == "red apple" and packet.step == found["answer"]["steps"] > 0

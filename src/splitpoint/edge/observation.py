@@ -200,14 +200,53 @@ def observe(
     instance_of("system", system, System)
     for core in a_sequence("cores", cores):
         instance_of("cores", core, EdgeCore)
+    inside = [Inside.of(core) for core in cores]
+    if len(cores) != len(system.edges):
+        raise ValueError(f"cores are {len(cores)}; valid is {len(system.edges)}, one an edge")
+    return observe_inside(request, inside, free, rates_hz, system, draw)
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Who is on an edge, as it can be told to another machine.
+
+    Args:
+        members: steps that each member of the batch still has to do.
+        waiting: the same of those who wait, first come first.
+    """
+
+    members: tuple[int, ...] = ()
+    waiting: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, core: EdgeCore) -> "Inside":
+        """Of a core as it stands."""
+        return cls(*(tuple(member.left for member in place.values()) for place in (core.members, core.waiting)))
+
+
+def observe_inside(
+    request: Request,
+    inside: Sequence[Inside],
+    free: Sequence[float],
+    rates_hz: NDArray[np.float64],
+    system: System,
+    draw: float = 0.0,
+) -> Observation:
+    """The observation of edges that say who is on them; arguments as of ``observe``.
+
+    Raises:
+        ValueError: if the numbers of edges and shares differ.
+    """
     shares, rates = finite_array("free", free, 0.0), finite_array("rates_hz", rates_hz, 0.0)
-    if not (len(cores),) == shares.shape == (len(system.edges),):
-        raise ValueError(f"cores are {len(cores)} and free has shape {shares.shape}; valid is {len(system.edges)} each")
+    if not (len(inside),) == shares.shape == (len(system.edges),):
+        raise ValueError(
+            f"inside is of {len(inside)} edges and free has shape {shares.shape}; valid is {len(system.edges)} each"
+        )
     if rates.shape != (len(RATE_SCALES_S),):
         raise ValueError(f"rates_hz has shape {rates.shape}; valid is ({len(RATE_SCALES_S)},)")
     finite_number("draw", draw, 0.0, 1.0)
-    left = [[m.left for m in (*core.members.values(), *core.waiting.values())] for core in cores]
-    remaining = np.zeros((len(cores), max(1, *map(len, left))), dtype=np.int64)
+    left = [[*one.members, *one.waiting] for one in inside]
+    remaining = np.zeros((len(inside), max(1, *map(len, left))), dtype=np.int64)
     for row, steps in zip(remaining, left):
         row[: len(steps)] = steps
     return Observation(
@@ -216,8 +255,8 @@ def observe(
         alpha=np.float64(request.alpha),
         draw=np.float64(draw),
         free=shares,
-        batch=np.array([len(core.members) for core in cores]),
-        waiting=np.array([len(core.waiting) for core in cores]),
+        batch=np.array([len(one.members) for one in inside]),
+        waiting=np.array([len(one.waiting) for one in inside]),
         work_left=remaining.sum(axis=1),
         remaining=remaining,
         rates_hz=rates,

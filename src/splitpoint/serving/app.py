@@ -81,22 +81,8 @@ def create_app(service: Service, tokens: Tokens, viewer: str, classroom: "Any | 
         classroom: rules of joining, or None.
     """
 
-    app = FastAPI(title="splitpoint edge", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(BodyLimit)
+    app = bare_app()
     app.state.service = service
-
-    @app.exception_handler(Refused)
-    async def refused(request: Request, error: Refused) -> Response:
-        return _error(error.status, error.text, retry_after(error.retry_after_s))
-
-    @app.exception_handler(404)
-    @app.exception_handler(405)
-    async def unknown(request: Request, error: Exception) -> Response:
-        return _error(getattr(error, "status_code", 404), "there is nothing at this address")
-
-    @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        return _error(500, "the edge made a mistake")
 
     def user_of(request: Request) -> str:
         user = tokens.user(request.headers.get("authorization"))
@@ -115,6 +101,27 @@ def create_app(service: Service, tokens: Tokens, viewer: str, classroom: "Any | 
     _views(app, service, viewer_of)
     if classroom is not None:
         _classroom(app, service, user_of, tokens, classroom)
+    return app
+
+
+def bare_app() -> FastAPI:
+    """An application without an address: bodies have a limit, every error is one line."""
+    app = FastAPI(title="splitpoint edge", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(BodyLimit)
+
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> Response:
+        return _error(error.status, error.text, retry_after(error.retry_after_s))
+
+    @app.exception_handler(404)
+    @app.exception_handler(405)
+    async def unknown(request: Request, error: Exception) -> Response:
+        return _error(getattr(error, "status_code", 404), "there is nothing at this address")
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return _error(500, "the edge made a mistake")
+
     return app
 
 
@@ -139,7 +146,8 @@ def _requests(app: FastAPI, service: Service, user_of) -> None:
         if key is not None and not KEY.fullmatch(key):
             raise Refused(422, "Idempotency-Key must be 1 to 80 letters, digits, '_', '.', ':' or '-'")
         body, digest = await _read(request, Ask)
-        ticket = await service.ask(user, body, key, digest)
+        # no client can write into the scope: a door before several edges does, with what it decided for this one
+        ticket = await service.ask(user, body, key, digest, kept=request.scope.get("decided_steps"))
         return JSONResponse(_answer(service, ticket), 202)
 
     @app.get("/v1/requests/{name}")

@@ -85,16 +85,21 @@ def main() -> None:
         max_waiting=options.max_waiting,
         keep_s=options.keep,
         expected_hz=options.expected_hz,
-        table=None if options.table is None else _table(options.table),
+        table=None if options.table is None else read_table(options.table),
     )
-    _check_policy(options.policy)
-    given = _tokens(options)
+    check_policy(options.policy)
+    given = read_tokens(options.users, options.tokens)
     tokens = Tokens({})
     given = {name: tokens.add(name, token) for name, token in given.items()}
     asyncio.run(_serve(options, engine, service, tokens, given))
 
 
-def _check_policy(name: str) -> None:
+def check_policy(name: str) -> None:
+    """Refuse what is neither a policy's name nor the file of one.
+
+    Raises:
+        ValueError: naming those that there are.
+    """
     from splitpoint.checks import one_of
     from splitpoint.edge import load_curve, policies
 
@@ -104,7 +109,12 @@ def _check_policy(name: str) -> None:
         one_of("policy", name, policies())
 
 
-def _table(path: Path) -> TableLatency:
+def read_table(path: Path) -> TableLatency:
+    """Seconds of a step from a CSV of ``batch,step_s``.
+
+    Raises:
+        ValueError: for a file that holds none.
+    """
     try:
         table = pd.read_csv(path)
         return TableLatency(tuple(table["batch"]), tuple(table["step_s"]))
@@ -112,15 +122,24 @@ def _table(path: Path) -> TableLatency:
         raise ValueError(f"table={path.name!r} must hold columns batch and step_s: {error}") from None
 
 
-def _tokens(options: argparse.Namespace) -> dict[str, str | None]:
-    if options.tokens is None:
-        return {name.strip(): None for name in options.users.split(",") if name.strip()}
+def read_tokens(users: str, file: Path | None) -> dict[str, str | None]:
+    """Who may ask, and the token of each if it is given.
+
+    Args:
+        users: names, with commas between.
+        file: JSON {"name": "token"} instead.
+
+    Raises:
+        ValueError: for a file that holds no such thing.
+    """
+    if file is None:
+        return {name.strip(): None for name in users.split(",") if name.strip()}
     try:
-        given = json.loads(options.tokens.read_text())
+        given = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"tokens={options.tokens.name!r} cannot be read: {error}") from None
+        raise ValueError(f"tokens={file.name!r} cannot be read: {error}") from None
     if not isinstance(given, dict) or not all(isinstance(token, str) for token in given.values()):
-        raise ValueError(f'tokens={options.tokens.name!r} must hold {{"name": "token"}}')
+        raise ValueError(f'tokens={file.name!r} must hold {{"name": "token"}}')
     return given
 
 

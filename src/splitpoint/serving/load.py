@@ -134,7 +134,8 @@ async def play(
 
         pool = await open_home()
     real = np.random.default_rng(0).random(len(requests)) < compute
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    # idle connections are dropped before the edge drops them, which it does after five seconds
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3.0)
     async with httpx.AsyncClient(base_url=url, timeout=httpx.Timeout(give_up_s, connect=5.0), limits=limits) as client:
         began = perf_counter()
         asking = [

@@ -153,6 +153,7 @@ class Service:
         options: see ``ServiceOptions``.
         journal: for restarts; none keeps nothing.
         now: a clock that rises, seconds.
+        mark: put before the id of every request, where several edges must tell theirs apart.
     """
 
     def __init__(
@@ -161,8 +162,9 @@ class Service:
         options: ServiceOptions = ServiceOptions(),
         journal: Journal | None = None,
         now: Callable[[], float] = monotonic,
+        mark: str = "",
     ):
-        self.engine, self.options, self.journal = engine, options, journal
+        self.engine, self.options, self.journal, self.mark = engine, options, journal, mark
         start = now()
         self.now = lambda: now() - start
         self.tickets: dict[str, Ticket] = {}
@@ -211,6 +213,15 @@ class Service:
         if self.journal is not None:
             self.journal.close()
 
+    def check_health(self) -> None:
+        """Whether the loops still turn.
+
+        Raises:
+            RuntimeError: if one has ended.
+        """
+        if not self._tasks or any(task.done() for task in self._tasks):
+            raise RuntimeError("the edge does not step any more")
+
     async def drain(self, longest_s: float = 30.0) -> None:
         """Take nobody in any more and wait until who is here has the picture, or ``longest_s`` have passed."""
         self.draining = True
@@ -245,8 +256,18 @@ class Service:
 
     # --- asking ---
 
-    async def ask(self, user: str, ask: Ask, key: str | None, digest: str, decode: bool = False) -> Ticket:
+    async def ask(
+        self, user: str, ask: Ask, key: str | None, digest: str, decode: bool = False, kept: int | None = None
+    ) -> Ticket:
         """Accept a request or refuse it.
+
+        Args:
+            user: who asks.
+            ask: for what.
+            key: makes asking twice asking once.
+            digest: of the body, to tell whether the second is the first.
+            decode: the whole picture here.
+            kept: steps that were decided elsewhere; the policy is not asked.
 
         Raises:
             Refused: 422 for a key that came with another body, 429 or 503 if there is no room.
@@ -258,12 +279,13 @@ class Service:
             await known.answered.wait()
             return known
         self._room()
-        ticket = Ticket(secrets.token_hex(8), user, ask, key, digest, self.now(), decode)
+        ticket = Ticket(f"{self.mark}{secrets.token_hex(8)}", user, ask, key, digest, self.now(), decode)
         self.tickets[ticket.id] = ticket
         if key:
             self.keys[user, key] = ticket
-        if decode:
-            self._carry_out([ticket], kept=[self.engine.facts["num_steps"]])
+        kept = self.engine.facts["num_steps"] if decode else kept
+        if kept is not None:
+            self._carry_out([ticket], kept=[kept])
         elif self.conductor.window_s is not None:
             self._window.append(ticket)
         else:

@@ -54,16 +54,13 @@ class Page:
 
     def call(self, method: str, **parameters) -> dict:
         """A command of the protocol, and its answer; what the page complains of meanwhile is kept in ``errors``."""
-        number = next(self._number)
-        self._socket.send(json.dumps(dict(id=number, method=method, params=parameters)))
-        while True:
-            said = json.loads(self._socket.recv())
-            if said.get("method") == "Runtime.exceptionThrown":
-                self.errors.append(said["params"]["exceptionDetails"]["text"])
-            elif said.get("method") == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
-                self.errors.append(said["params"]["entry"]["text"])
-            if said.get("id") == number:
-                return said.get("result", {})
+        return _exchange(self._socket, next(self._number), method, parameters, self._heard)
+
+    def _heard(self, said: dict) -> None:
+        if said.get("method") == "Runtime.exceptionThrown":
+            self.errors.append(said["params"]["exceptionDetails"]["text"])
+        elif said.get("method") == "Log.entryAdded" and said["params"]["entry"]["level"] == "error":
+            self.errors.append(said["params"]["entry"]["text"])
 
     def ask(self, expression: str):
         """The value of an expression on the page; a promise's is waited for."""
@@ -72,7 +69,7 @@ class Page:
 
     def wait_for(self, expression: str, longest_s: float = 30.0) -> None:
         """Until an expression is true."""
-        _until(lambda: self.ask(expression), f"the page never came to {expression}", longest_s)
+        until(lambda: self.ask(expression), f"the page never came to {expression}", longest_s)
 
     def press(self, key: str) -> None:
         """A key, down and up."""
@@ -101,36 +98,54 @@ class Browser(Page):
             [*command, "--remote-allow-origins=*", "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         port = Path(self._folder.name, "DevToolsActivePort")
-        _until(lambda: port.exists() and port.read_text().strip(), "the browser did not start")
+        until(lambda: port.exists() and port.read_text().strip(), "the browser did not start")
         self._host = f"127.0.0.1:{port.read_text().split()[0]}"
         pages = httpx.get(f"http://{self._host}/json", timeout=10).json()
         page = next(page for page in pages if page["type"] == "page")
+        whole = httpx.get(f"http://{self._host}/json/version", timeout=10).json()
+        self._browser = websocket.create_connection(whole["webSocketDebuggerUrl"], timeout=60)
         super().__init__(page["webSocketDebuggerUrl"], self.url, *self.size, self.scheme)
         return self
 
     def __exit__(self, *_) -> None:
         self._socket.close()
+        self._browser.close()
         self._process.terminate()
         self._process.wait(10)
         self._folder.cleanup()
 
     def stranger(self, url: str) -> Page:
         """A page in a context of its own, which shares nothing with the others: as on another machine."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
-        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        context = self._tell("Target.createBrowserContext")["browserContextId"]
+        target = self._tell("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         page = Page(f"ws://{self._host}/devtools/page/{target}", url, *self.size, self.scheme)
         page.target = target
         return page
 
     def close(self, page: Page) -> None:
         """Close a stranger's tab, as its user would."""
-        self.call("Target.closeTarget", targetId=page.target)
+        self._tell("Target.closeTarget", targetId=page.target)
+
+    def _tell(self, method: str, **parameters) -> dict:
+        """A command to the browser itself, and its answer."""
+        return _exchange(self._browser, next(self._number), method, parameters, lambda said: None)
 
 
-def _until(true, otherwise: str, longest_s: float = 30.0) -> None:
-    until = time.monotonic() + longest_s
+def _exchange(socket, number: int, method: str, parameters: dict, hear) -> dict:
+    """Send one command and wait for its answer; ``hear`` gets what else is said meanwhile."""
+    socket.send(json.dumps(dict(id=number, method=method, params=parameters)))
+    while True:
+        said = json.loads(socket.recv())
+        hear(said)
+        if said.get("id") == number:
+            return said.get("result", {})
+
+
+def until(true, otherwise: str, longest_s: float = 30.0) -> None:
+    """Look again and again; ``TimeoutError`` with these words if it takes too long."""
+    latest = time.monotonic() + longest_s
     while not true():
-        if time.monotonic() > until:
+        if time.monotonic() > latest:
             raise TimeoutError(otherwise)
         time.sleep(0.02)
 

@@ -201,6 +201,7 @@ function tableOf(predicted, measured) {
 
 function clear() {
   at("answer").hidden = false;
+  at("answer").scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   for (const id of ["arrived", "mine", "times", "steps"]) at(id).hidden = true;
   for (const id of ["decision", "doing", "result"]) at(id).textContent = "";
   at("go").disabled = true;
@@ -216,7 +217,7 @@ at("ask").addEventListener("submit", async (event) => {
   await finished(async () => {
     const key = "page-" + seed + "-" + Math.random().toString(36).slice(2);
     const answer = (current.answer = await (await post("/v1/requests", request, { "Idempotency-Key": key })).json());
-    current.prompt = request.prompt;
+    Object.assign(current, { prompt: request.prompt, seed: request.seed });
     at("cancel").hidden = false;
     decision(answer);
     return worker ? drawnHere() : drawnThere();
@@ -272,13 +273,14 @@ async function drawnHere() {
 
 /** The part that a saved packet goes on with after a reload. */
 async function lastSteps() {
-  const { answer, content, tokens, table, style, pace_s } = current, left = answer.split_point;
+  const { answer, content, tokens, table, style, seed, pace_s } = current, left = answer.split_point;
   at("steps").max = Math.max(1, left);
   at("steps").value = 0;
   at("steps").hidden = false;
   const looked = await ask({ kind: "look", content }, "looked");
   show("start", looked.picture);
   at("arrived").hidden = false;
+  at("by").textContent = "drawn by your device, seed " + seed;
   current.controller.signal.throwIfAborted();
   at("picture").setAttribute("aria-label", current.prompt + " in the style " + style);
   tell("your device takes " + left + " steps …");
@@ -322,6 +324,7 @@ async function drawnThere() {
   const image = await createImageBitmap(await got.blob());
   Object.assign(at("picture"), { width: image.width, height: image.height }).getContext("2d").drawImage(image, 0, 0);
   at("picture").setAttribute("aria-label", prompt + " in the style " + style);
+  at("by").textContent = "drawn by the edge's machine, seed " + current.seed;
   at("mine").hidden = false;
   const total_s = (Date.now() - current.began) / 1000;
   tableOf(answer.predicted, { total_s });
@@ -345,7 +348,7 @@ at("profiling").addEventListener("click", async () => {
   at("files").textContent = "measuring …";
   try {
     const measured = [];
-    for (const batch of [1, 2, 4, 8]) measured.push(await ask({ kind: "measure", batch, repeats: 10 }, "measured"));
+    for (const batch of [1, 2, 4, 8]) measured.push(await ask({ kind: "measure", batch, repeats: 12 }, "measured"));
     const links = profileFiles(at("machine").value || machineName(), measured, facts.browser).map(([file, content, type]) =>
       Object.assign(document.createElement("a"), { href: URL.createObjectURL(new Blob([content], { type })), download: file, textContent: file }));
     at("files").replaceChildren("Save ", links[0], " and ", links[1], ".");

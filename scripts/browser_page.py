@@ -1,11 +1,13 @@
 """Pictures of a class in real browsers, and what a step takes one of them.
 
-``python scripts/browser_page.py`` starts an edge and eight browsers, and writes ``data/readme/phone.png`` (a student's
-page), ``data/readme/projector.png`` (the live page) and ``data/serving/browser_profile.csv``, which is the file that the
-page itself saves. Needs chromium (a system package) and ``splitpoint browser-files``.
+``python -m scripts.browser_page`` starts an edge and eight browsers, and writes ``data/readme/phone.png`` (a student's
+page), ``data/readme/projector.png`` (the live page) and ``data/serving/browser_profile.csv``, the file that the page
+itself saves; with ``profile`` only that one. Needs chromium (a system package) and ``splitpoint browser-files``.
 """
 
 import json
+import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from scripts.live_page import Browser, Page, until
 from splitpoint.files import data_path, device_name, write_atomically, write_meta
 from splitpoint.serving.processes import running
 
-COMMAND = "python scripts/browser_page.py"
+COMMAND = "python -m scripts.browser_page"
 PROMPTS = ["red apple", "birthday cake", "umbrella", "rocket", "mushroom", "house", "sunflower", "pizza"]
 STYLES = ["noto", "twemoji", "openmoji", "fluent"]
 NAMES = ["ann", "ben", "cem", "dua", "eli", "fay", "gus", "hana"]
@@ -62,18 +64,25 @@ def main() -> None:
     ):
         join(phone, NAMES[0], edge.code, STYLES[0])
         version = phone.ask("/Chrome\\/(\\d+)/.exec(navigator.userAgent)[1]")
-        file = data_path("serving", "browser_profile.csv")
-        write_atomically(file, profile(phone, f"Chromium {version}, {device_name()}"))
-        write_meta(file, kind="measured", command=COMMAND, licence="MIT", settings=dict(runtime="onnxruntime-web, wasm"))
+        machine = f"Chromium {version}, {device_name()}"
+        file, load = data_path("serving", "browser_profile.csv"), round(os.getloadavg()[0], 1)
+        write_atomically(file, profile(phone, machine))
+        settings = dict(runtime="onnxruntime-web, wasm, one thread", load_average_before=load)
+        write_meta(
+            file, kind="measured", command=f"{COMMAND} profile", device=machine, licence="MIT", settings=settings
+        )
+        if sys.argv[1:] == ["profile"]:
+            return
         with Browser(f"{edge.url}/#token={edge.viewer}", height=1000) as projector:
             crowd = [phone, *(phone.stranger(f"{edge.url}/student") for _ in NAMES[1:])]
             for number, page in enumerate(crowd[1:], 1):
                 join(page, NAMES[number], edge.code, STYLES[number % 4])
-            for number, page in enumerate(crowd):
-                draw(page, PROMPTS[number], step=0.4 + 0.1 * number, alpha=20)
-            projector.wait_for("document.querySelectorAll('#last tr').length >= 3", 120)
+            for number, page in enumerate(crowd):  # five one after the other, then three at once
+                draw(page, PROMPTS[number], step=0.2 + 0.02 * number, alpha=20)
+                if number < 5:
+                    page.wait_for("document.getElementById('result').textContent", 120)
+            projector.wait_for("document.querySelectorAll('#rows li').length >= 2", 120)
             save(projector, "projector.png")
-            phone.wait_for("document.getElementById('result').textContent", 120)
             phone.ask("document.getElementById('answer').scrollIntoView({ block: 'start' })")
             save(phone, "phone.png")
 

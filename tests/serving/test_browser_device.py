@@ -35,7 +35,7 @@ SPLITS = (3, 6, STEPS)
 
 @pytest.fixture(scope="module")
 def edge():
-    options = ("--policy", "first_come", "--num-steps", str(STEPS), "--max-batch", "8", "--classroom")
+    options = ("--policy", "first_come", "--num-steps", str(STEPS), "--max-batch", "8", "--drain", "0", "--classroom")
     with running(*options, users=["ann"]) as started:
         yield started
 
@@ -136,7 +136,9 @@ def packets_of(hybrid, prompt, sampler):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_a_picture_is_pytorchs_within_a_grey_level(worker, hybrid, style):
-    told = worker.ask(f"(async () => await call({{ kind: 'load', facts: (await told).browser, style: '{style}' }}, 'loaded'))()")
+    told = worker.ask(
+        f"(async () => await call({{ kind: 'load', facts: (await told).browser, style: '{style}' }}, 'loaded'))()"
+    )
     assert told["kind"] == "loaded", told
     tokens = token_ids(hybrid.pipeline.tokenizer, ["red apple", ""]).tolist()
     worst = {}
@@ -277,7 +279,9 @@ def test_a_closed_tab_frees_its_place_within_a_step(edge, browser):
         draw(pages[0], "red apple", step=5)
         pages[0].wait_for("document.getElementById('doing').textContent.startsWith('the edge')")
         browser.close(pages[0])
-        browser.wait_for(f"fetch('/metrics?token={edge.viewer}').then((a) => a.text()).then((t) => /cancelled\"}} 2/.test(t))")
+        browser.wait_for(
+            f"fetch('/metrics?token={edge.viewer}').then((a) => a.text()).then((t) => /cancelled\"}} 2/.test(t))"
+        )
         draw(pages[1], "umbrella", step=5, alpha=0)
         pages[1].wait_for("document.getElementById('doing').textContent.startsWith('the edge')")
     finally:

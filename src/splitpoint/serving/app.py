@@ -344,10 +344,10 @@ def _classroom(app: FastAPI, service: Service, user_of, tokens: Tokens, classroo
         found = classroom.browsers.files.get(name)
         if found is None:
             raise Refused(404, "there is no such file")
-        unpacks = "gzip" in request.headers.get("accept-encoding", "")
-        if found.packed is not None and unpacks:
-            return FileResponse(found.packed, headers=_SAFE | _KEEP | {"Content-Encoding": "gzip"}, media_type=found.kind)
-        return FileResponse(found.path, headers=_SAFE | _KEEP, media_type=found.kind)
+        path, headers = found.path, _SAFE | _KEEP
+        if found.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            path, headers = found.packed, headers | {"Content-Encoding": "gzip"}
+        return FileResponse(path, headers=headers, media_type=found.kind)
 
     @app.get("/v1/tables/{sampler}")
     async def table(sampler: str) -> Response:

@@ -181,7 +181,7 @@ def main() -> None:
     print(f"runtime  {PACKAGE} {VERSION}, in {_shown(runtime_folder())}")
     print(f"models   in {_shown(models)}, listed in {LIST}")
     for name, facts in read_list(models).items():
-        print(f"  {name:22s} {facts['bytes'] / 1e6:5.1f} MB   differs from PyTorch by {facts['difference']:.0e} at most")
+        print(f"  {name:22s} {facts['bytes'] / 1e6:5.1f} MB   {facts['difference']:.0e} from PyTorch at most")
 
 
 def _shown(folder: Path) -> str:

@@ -190,7 +190,7 @@ function show(canvas, { width, height, pixels }) {
 const tell = (text) => { at("doing").textContent = text; };
 
 function tableOf(predicted, measured) {
-  const names = { edge_s: "on the edge", transfer_s: "hand-over", device_s: "on your device", decode_s: "picture", total_s: "all" };
+  const names = { edge_s: "the edge", transfer_s: "hand-over", device_s: "your device", decode_s: "picture", total_s: "all" };
   at("times").tBodies[0].replaceChildren(...Object.entries(names).map(([key, text]) => {
     const row = document.createElement("tr");
     for (const part of [text, predicted[key]?.toFixed(2) ?? "–", measured[key]?.toFixed(2) ?? "–"]) row.append(Object.assign(document.createElement("td"), { textContent: part }));
@@ -212,7 +212,7 @@ at("ask").addEventListener("submit", async (event) => {
   event.preventDefault();
   clear();
   const request = { prompt: at("prompt").value, seed: seed++, device_step_s: Number(at("step").value), alpha: Number(at("alpha").value) };
-  current = { style: at("style").value, began: Date.now(), controller: new AbortController(), pace_s: request.device_step_s > 1.02 * real() ? request.device_step_s : 0 };
+  current = { style: at("style").value, began: Date.now(), controller: new AbortController(), pace_s: at("step").value === real().toFixed(3) ? 0 : request.device_step_s };
   tell("asking …");
   await finished(async () => {
     const key = "page-" + seed + "-" + Math.random().toString(36).slice(2);

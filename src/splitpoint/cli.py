@@ -24,6 +24,10 @@ COMMANDS = {
         "play every policy on an edge over time: notebook 10's tables",
     ),
     "edge": ("splitpoint.serving.edge_command:main", "start an edge that serves devices over the network"),
+    "browser-files": (
+        "splitpoint.serving.browser_files:main",
+        "what browsers need to be devices in a class",
+    ),
     "device": ("splitpoint.serving.device:main", "draw pictures in a personal style, the first steps on an edge"),
     "load": ("splitpoint.serving.load:main", "many devices at once: what an edge takes, and how well it predicts"),
     "serving-tables": ("splitpoint.study.serving:main", "run edges and measure how well they predict: notebook 12"),

@@ -6,12 +6,12 @@ import hashlib
 import hmac
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from PIL import Image
 
 from splitpoint.serving.protocol import (
@@ -34,12 +34,18 @@ PAGES = {
     "page.css": ("page.css", "text/css"),
     "live.js": ("live.js", "text/javascript"),
     "student.js": ("student.js", "text/javascript"),
+    "profile.js": ("profile.js", "text/javascript"),
+    "packet.js": ("packet.js", "text/javascript"),
+    "sampler.js": ("sampler.js", "text/javascript"),
+    "device_worker.js": ("device_worker.js", "text/javascript"),
 }
+COMPUTING = ("student", "device_worker.js")  # a worker has the policy that it came with
 _SAFE = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_KEEP = {"Cache-Control": "public, max-age=31536000, immutable"}  # of files whose address changes with their content
 
 
 class BodyLimit:
@@ -96,7 +102,7 @@ def create_app(service: Service, tokens: Tokens, viewer: str, classroom: "Any | 
         if not asked and tokens.user(request.headers.get("authorization")) is None:
             raise Refused(401, "a valid token is needed")
 
-    _pages(app)
+    _pages(app, classroom)
     _requests(app, service, user_of)
     _views(app, service, viewer_of)
     if classroom is not None:
@@ -163,7 +169,10 @@ def _requests(app: FastAPI, service: Service, user_of) -> None:
         except ValueError:
             raise Refused(422, "wait must be a number of seconds") from None
         asked_s = service.now()
-        content = await service.content(ticket, wait_s if wait_s == wait_s else 0.0)
+        waiting = service.content(ticket, wait_s if wait_s == wait_s else 0.0)
+        if request.query_params.get("hold") == "1":
+            waiting = _while_connected(request, waiting, lambda: service.cancel(ticket))
+        content = await waiting
         if content is None:
             return JSONResponse({"state": ticket.state}, 202, retry_after(1.0))
         held_s = max(0.0, asked_s - (ticket.ready_s or asked_s))
@@ -208,6 +217,24 @@ def _requests(app: FastAPI, service: Service, user_of) -> None:
         return JSONResponse({"created": 0, "data": [{"b64_json": base64.b64encode(content).decode()}]})
 
 
+async def _while_connected(request: Request, waiting: Coroutine, leave: Callable[[], None]):
+    """What is waited for; if the connection closes first, ``leave`` is called: a closed tab frees its place."""
+
+    async def closed() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(waiting), asyncio.ensure_future(closed())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            leave()
+        return await tasks[0]
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
 def _answer(service: Service, ticket: Ticket) -> dict:
     """What a device needs to know of its request."""
     steps, facts = service.engine.facts["num_steps"], service.engine.facts
@@ -220,6 +247,7 @@ def _answer(service: Service, ticket: Ticket) -> dict:
         guidance_scale=facts["guidance_scale"],
         scheduler=facts["scheduler"],
         fingerprint=facts["fingerprint"],
+        price_s=ticket.price_s,
         predicted=ticket.predicted,
     )
 
@@ -276,22 +304,34 @@ async def _stream(service: Service) -> AsyncIterator[bytes]:
         service.listeners.discard(queue)
 
 
-def _pages(app: FastAPI) -> None:
+def _pages(app: FastAPI, classroom: Any) -> None:
     folder = resources.files("splitpoint.serving") / "web"
     for address, (name, kind) in PAGES.items():
-        content = (folder / name).read_bytes()
-        app.add_api_route(f"/{address}", _page(content, kind), methods=["GET"])
+        headers = (lambda: _computing(classroom)) if address in COMPUTING else (lambda: _SAFE)
+        app.add_api_route(f"/{address}", _page((folder / name).read_bytes(), kind, headers), methods=["GET"])
 
 
-def _page(content: bytes, kind: str):
+def _page(content: bytes, kind: str, headers: Callable[[], dict[str, str]]):
     async def page() -> Response:
-        return Response(content, media_type=f"{kind}; charset=utf-8", headers=_SAFE)
+        return Response(content, media_type=f"{kind}; charset=utf-8", headers=headers())
 
     return page
 
 
+def _computing(classroom: Any) -> dict[str, str]:
+    """Headers of what may compile WebAssembly; from elsewhere only where this edge has no runtime of its own."""
+    script, connect = "'self' 'wasm-unsafe-eval'", "'self'"
+    if classroom is not None and (origin := classroom.browsers.facts.get("runtime", {}).get("origin")):
+        script, connect = f"{script} blob:", f"{connect} {origin}"
+    policy = f"{_SAFE['Content-Security-Policy']}; script-src {script}; connect-src {connect}"
+    return _SAFE | {"Content-Security-Policy": policy}
+
+
 def _classroom(app: FastAPI, service: Service, user_of, tokens: Tokens, classroom: Any) -> None:
-    """How a student joins, and who draws for one whose browser does not."""
+    """How a student joins, what a browser needs to be a device, and who draws for one whose browser is none."""
+
+    def own(request: Request, name: str) -> Ticket:
+        return service.ticket(user_of(request), name)
 
     @app.get("/v1/classroom")
     async def facts() -> Response:
@@ -307,9 +347,33 @@ def _classroom(app: FastAPI, service: Service, user_of, tokens: Tokens, classroo
         except ValueError as error:
             raise Refused(422, str(error)) from None
 
+    @app.get("/browser/{name}")
+    async def file(request: Request, name: str) -> Response:
+        found = classroom.browsers.files.get(name)
+        if found is None:
+            raise Refused(404, "there is no such file")
+        path, headers = found.path, _SAFE | _KEEP
+        if found.packed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+            path, headers = found.packed, headers | {"Content-Encoding": "gzip"}
+        return FileResponse(path, headers=headers, media_type=found.kind)
+
+    @app.get("/v1/tables/{sampler}")
+    async def table(sampler: str) -> Response:
+        if sampler not in classroom.browsers.tables:
+            raise Refused(404, "there is no table of such a sampler")
+        return JSONResponse(classroom.browsers.tables[sampler])
+
+    @app.get("/v1/requests/{name}/tokens")
+    async def tokens_of(request: Request, name: str) -> Response:
+        return JSONResponse(await classroom.tokens(own(request, name)))
+
+    @app.get("/v1/requests/{name}/whole")
+    async def whole(request: Request, name: str) -> Response:
+        return Response(await classroom.whole_packet(own(request, name)), media_type="application/octet-stream")
+
     @app.post("/v1/requests/{name}/draw")
     async def draw(request: Request, name: str) -> Response:
-        ticket = service.ticket(user_of(request), name)
+        ticket = own(request, name)
         content = await classroom.draw(ticket, request.query_params.get("style", ""))
         return Response(content, media_type="image/png", headers=_SAFE)
 

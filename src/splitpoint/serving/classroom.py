@@ -1,8 +1,12 @@
-"""A class around one edge: people join with a code, and this machine draws for those who have nothing installed."""
+"""A class around one edge: people join with a code, and every browser is a device.
+
+A page draws its last steps itself; for one whose browser cannot, this machine does.
+"""
 
 import asyncio
 import hmac
 import secrets
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -12,10 +16,10 @@ _LETTERS = "ABCDEFGHJKMNPQRSTUVWXYZ23456789"  # none that look alike
 
 
 class Classroom:
-    """Who may join, and the devices of students who have only a browser.
+    """Who may join, and what their browsers need to be devices.
 
-    Their last steps are computed here, by a process of its own, one after the other, each at the pace that the
-    student's browser measured.
+    The last steps of those whose browser cannot compute them are computed here, by a process of its own, one after the
+    other, each at the pace that the student's browser measured.
 
     Args:
         options: of the engine, for the same model and guidance.
@@ -27,16 +31,20 @@ class Classroom:
             raise ValueError(f"model={options.model!r} of a classroom is 'mini', whose personal models are at hand")
         self.options, self.tries = options, tries
         self.code = "".join(secrets.choice(_LETTERS) for _ in range(6))
+        self.browsers: Any = None  # ``home.ForBrowsers``, once it has started
         self._service: Any = None
         self._pool: ProcessPoolExecutor | None = None
-        self._busy = asyncio.Semaphore(4)
 
     async def start(self, service: Any) -> None:
-        """Load the personal models."""
+        """Load the personal models, and export them for browsers if that was not done before."""
         self._service = service
-        from splitpoint.serving.home import open_home
+        from splitpoint.serving.home import for_browsers, open_home
 
         self._pool = await open_home()
+        self.browsers = await self._at_home(for_browsers, self.options.num_steps)
+
+    async def _at_home(self, function: Callable, *given: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *given)
 
     async def stop(self) -> None:
         """End the process."""
@@ -53,7 +61,35 @@ class Classroom:
         """What the student's page offers."""
         from splitpoint.diffusion.users import mini_users
 
-        return dict(styles=list(mini_users()), concepts=_concepts(), num_steps=self.options.num_steps)
+        told = dict(styles=list(mini_users()), concepts=_concepts(), num_steps=self.options.num_steps)
+        return told | dict(browser=self.browsers.facts or None)
+
+    def said(self) -> str:
+        """Who draws the last steps, in one line."""
+        if self.browsers.why_not:
+            return f"this machine draws for them: {self.browsers.why_not}"
+        if self.browsers.facts["runtime"]["origin"]:
+            return "draw by themselves if they have internet; `splitpoint browser-files` makes that needless"
+        return "draw by themselves"
+
+    async def tokens(self, ticket: Any) -> list[list[int]]:
+        """Token numbers of a request's prompt and of no prompt, (2, tokens)."""
+        from splitpoint.serving.home import tokens_of
+
+        return await self._at_home(tokens_of, ticket.ask.prompt)
+
+    async def whole_packet(self, ticket: Any) -> bytes:
+        """The packet of a request that runs on the device alone: no step done, the noise on board.
+
+        Raises:
+            Refused: 409 for one of which the edge does a part, 410 for one that is over.
+        """
+        from splitpoint.serving.home import whole_packet
+        from splitpoint.serving.service import Refused
+
+        if ticket.state != "home":
+            raise Refused(409 if ticket.state == "granted" else 410, f"this request is {ticket.state}")
+        return await self._at_home(whole_packet, ticket.ask.prompt, ticket.ask.seed, self._service.engine.facts)
 
     async def draw(self, ticket: Any, style: str) -> bytes:
         """The rest of a request in a style, and the picture as PNG; acknowledged with what it took.
@@ -68,14 +104,14 @@ class Classroom:
 
         if style not in mini_users():
             raise Refused(422, "style is not one of this class")
-        service, loop = self._service, asyncio.get_running_loop()
+        service = self._service
         content = None
         if ticket.state != "home":
             while content is None:
                 content = await service.content(ticket, 20.0)
         received = service.now()
         job = ticket.ask.prompt, ticket.ask.seed, service.engine.facts, content, style
-        picture, decode_s = await loop.run_in_executor(self._pool, draw_at_home, *job)
+        picture, decode_s = await self._at_home(draw_at_home, *job)
         left = self.options.num_steps - ticket.steps
         pace_s = left * ticket.ask.device_step_s - (service.now() - received - decode_s)
         await asyncio.sleep(max(0.0, pace_s))

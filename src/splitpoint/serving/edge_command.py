@@ -193,6 +193,7 @@ async def _answer(options, app, service: Service, listening: socket.socket, url,
         print(f"device     splitpoint device --edge {url} --token {token}   # {name}")
     if classroom is not None:
         print(f"students   {url}/student   join code {classroom.code}")
+        print(f"browsers   {classroom.said()}")
     sys.stdout.flush()
     if options.ready is not None:
         facts = dict(url=url, viewer=viewer, tokens=given, engine=service.engine.facts)

@@ -124,6 +124,7 @@ class Ticket:
     decode: bool = False
     state: str = "waiting"
     steps: int = 0
+    price_s: float = 0.0  # of a step, when this was decided: what one more member costs all who are in
     predicted: dict = field(default_factory=dict)
     content: bytes | None = None
     error: str = ""
@@ -314,11 +315,12 @@ class Service:
         """Decide, write down, then tell the engine and who waits for an answer."""
         now = self.now()
         requests = [Request(t.id, now, t.ask.device_step_s, t.ask.alpha) for t in tickets]
+        price_s = self._price_s()
         draws = self._rng.random(len(tickets)).tolist()
         deadlines = [t.ask.deadline_s for t in tickets]
         answers = self.conductor.decide(requests, now, draws, deadlines, kept)
         for ticket, (steps, promise) in zip(tickets, answers):
-            ticket.steps, ticket.state = steps, "granted" if steps else "home"
+            ticket.steps, ticket.state, ticket.price_s = steps, "granted" if steps else "home", price_s
             ticket.predicted = self._predicted(ticket, promise)
             if not journalled and not self._write_down(ticket):
                 continue
@@ -517,6 +519,7 @@ class Service:
             id=ticket.id,
             user=ticket.user,
             steps=ticket.steps,
+            price_s=ticket.price_s,
             alpha=ticket.ask.alpha,
             device_step_s=ticket.ask.device_step_s,
             accepted_s=ticket.accepted_s,
@@ -586,18 +589,22 @@ class Service:
             num_steps=self.system.parameters.num_steps,
             batch=rows,
             waiting=waiting,
-            price_s=float(self.system.marginal_s(len(core.members))[0]),
+            price_s=self._price_s(),
             p95_predicted_s=high("predicted_total_s"),
             p95_measured_s=high("total_s"),
             error_share=float(np.mean([row["error_share"] for row in last])) if last else None,
             finished=[
-                {name: row[name] for name in ("id", "user", "steps", "predicted_total_s", "total_s")}
+                {name: row[name] for name in ("id", "user", "steps", "price_s", "predicted_total_s", "total_s")}
                 for row in list(self.finished)[-12:]
             ],
             pictures=[dict(id=name, user=user, prompt=prompt) for name, (user, prompt, _) in self.pictures.items()],
             served=len(self.finished),
             draining=self.draining,
         )
+
+    def _price_s(self) -> float:
+        """Seconds that one more member adds to a step now."""
+        return float(self.system.marginal_s(len(self.conductor.core.members))[0])
 
     def _line(self, member: Any) -> dict:
         ticket = self.tickets.get(member.id)

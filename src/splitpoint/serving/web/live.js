@@ -84,7 +84,7 @@ function show(view) {
   drawDots();
   at("last").replaceChildren(...view.finished.slice().reverse().map((row) => {
     const tr = element("tr");
-    tr.append(element("td", row.user), element("td", row.steps || "at home"), element("td", seconds(row.predicted_total_s)), element("td", seconds(row.total_s)));
+    tr.append(element("td", row.user), element("td", row.steps || "at home"), element("td", (1000 * row.price_s).toFixed(0) + " ms"), element("td", seconds(row.predicted_total_s)), element("td", seconds(row.total_s)));
     return tr;
   }));
   const shown = new Set([...at("pictures").children].map((node) => node.dataset.id));

@@ -69,6 +69,13 @@ def ready(page):
     assert "Measured" in text(page, "measured")
 
 
+@pytest.fixture(scope="module")
+def phone(edge, browser):
+    join(browser, edge, "dua", "openmoji")
+    ready(browser)
+    return browser
+
+
 def draw(page, prompt, **fields):
     fields = {"prompt": prompt, **fields}
     for name, value in fields.items():
@@ -177,64 +184,62 @@ def test_a_packet_that_was_damaged_or_is_of_another_model_or_run_is_refused(work
 # --- the page ---
 
 
-def test_a_phone_finishes_its_own_picture(edge, browser, hybrid):
-    join(browser, edge, "dua", "openmoji")
-    ready(browser)
-    assert float(browser.ask("document.getElementById('step').value")) > 0
-    draw(browser, "birthday cake", step=0.5)
-    wait_for_picture(browser)
-    found = picture_on(browser)
-    assert np.abs(found - expected(browser, hybrid, "birthday cake", "openmoji")).max() <= 1
+def test_a_phone_finishes_its_own_picture(edge, phone, hybrid):
+    assert float(phone.ask("document.getElementById('step').value")) > 0
+    draw(phone, "birthday cake", step=0.5)
+    wait_for_picture(phone)
+    found = picture_on(phone)
+    assert np.abs(found - expected(phone, hybrid, "birthday cake", "openmoji")).max() <= 1
     row = httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json()[-1]
     assert row["user"] == "dua" and 0 < row["steps"] < STEPS and row["device_step_s"] == 0.5 and row["price_s"] > 0
     shown = httpx.get(f"{edge.url}/pictures/{row['id']}.png", params={"token": edge.viewer}).content
     assert (np.asarray(Image.open(io.BytesIO(shown)).convert("RGB"), dtype=int) == found).all()
-    asked = browser.ask("performance.getEntriesByType('resource').map(entry => new URL(entry.name).origin).join(' ')")
+    asked = phone.ask("performance.getEntriesByType('resource').map(entry => new URL(entry.name).origin).join(' ')")
     assert set(asked.split()) == {edge.url}
-    assert browser.ask("document.documentElement.scrollWidth") <= 390
-    assert browser.ask("[...document.querySelectorAll('[role=status]')].length") >= 4
+    assert phone.ask("document.documentElement.scrollWidth") <= 390
+    assert phone.ask("[...document.querySelectorAll('[role=status]')].length") >= 4
     unnamed = "[...document.querySelectorAll('input, select, progress, canvas')].filter(e => !e.labels?.length && !e.getAttribute('aria-label')).length"
-    assert browser.ask(unnamed) == 0
-    assert browser.errors == []
+    assert phone.ask(unnamed) == 0
+    assert phone.errors == []
 
 
-def test_one_that_the_edge_refuses_draws_all_steps(browser, hybrid):
-    draw(browser, "umbrella", step=0.001, alpha=0)
-    wait_for_picture(browser)
-    assert text(browser, "decision").startswith(f"Not granted: all {STEPS} steps")
-    seed = int(text(browser, "by").split()[-1])
+def test_one_that_the_edge_refuses_draws_all_steps(phone, hybrid):
+    draw(phone, "umbrella", step=0.001, alpha=0)
+    wait_for_picture(phone)
+    assert text(phone, "decision").startswith(f"Not granted: all {STEPS} steps")
+    seed = int(text(phone, "by").split()[-1])
     alone = np.asarray(hybrid.generate("umbrella", "openmoji", STEPS, seed).images[0], dtype=int)
-    assert np.abs(picture_on(browser) - alone).max() <= 1
+    assert np.abs(picture_on(phone) - alone).max() <= 1
 
 
-def test_a_reload_goes_on_from_the_saved_packet(edge, browser, hybrid):
-    draw(browser, "red apple", step=0.5, alpha=20)
-    browser.wait_for("sessionStorage.getItem('packet')")
-    browser.call("Page.reload")
-    browser.wait_for("document.getElementById('decision').textContent")
-    wait_for_picture(browser)
-    assert np.abs(picture_on(browser) - expected(browser, hybrid, "red apple", "openmoji")).max() <= 1
+def test_a_reload_goes_on_from_the_saved_packet(edge, phone, hybrid):
+    draw(phone, "red apple", step=0.5, alpha=20)
+    phone.wait_for("sessionStorage.getItem('packet')")
+    phone.call("Page.reload")
+    phone.wait_for("document.getElementById('decision').textContent")
+    wait_for_picture(phone)
+    assert np.abs(picture_on(phone) - expected(phone, hybrid, "red apple", "openmoji")).max() <= 1
     last = httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json()[-1]
     assert last["user"] == "dua" and last["total_s"] >= last["device_s"] > 0
-    assert browser.ask("sessionStorage.getItem('packet')") is None
+    assert phone.ask("sessionStorage.getItem('packet')") is None
 
 
-def test_cancel_stops_the_device_and_tells_the_edge(edge, browser):
+def test_cancel_stops_the_device_and_tells_the_edge(edge, phone):
     done = len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json())
-    draw(browser, "red apple", step=20, alpha=100)
-    browser.wait_for("document.getElementById('steps').value > 0")
-    browser.ask("document.getElementById('cancel').click()")
-    browser.wait_for("document.getElementById('result').textContent === 'Cancelled.'")
-    assert browser.ask("document.getElementById('go').disabled") is False
+    draw(phone, "red apple", step=20, alpha=100)
+    phone.wait_for("document.getElementById('steps').value > 0")
+    phone.ask("document.getElementById('cancel').click()")
+    phone.wait_for("document.getElementById('result').textContent === 'Cancelled.'")
+    assert phone.ask("document.getElementById('go').disabled") is False
     assert len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json()) == done
 
 
-def test_a_measured_profile_is_one_that_notebooks_read(browser, tmp_path):
-    browser.ask("document.getElementById('profiling').click()")
-    browser.wait_for("document.querySelectorAll('#files a').length === 2", 120)
-    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+def test_a_measured_profile_is_one_that_notebooks_read(phone, tmp_path):
+    phone.ask("document.getElementById('profiling').click()")
+    phone.wait_for("document.querySelectorAll('#files a').length === 2", 120)
+    phone.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     for number, name in enumerate(("my_machine.csv", "my_machine.csv.meta.json")):
-        browser.ask(f"document.querySelectorAll('#files a')[{number}].click()")
+        phone.ask(f"document.querySelectorAll('#files a')[{number}].click()")
         until((tmp_path / name).exists, f"{name} was not saved")
     file = tmp_path / "my_machine.csv"
     ((key, curve),) = read_profile(file).items()
@@ -273,15 +278,13 @@ def test_a_closed_tab_frees_its_place_within_a_step(edge, browser):
         join(page, edge, f"guest{number}")
     for page in pages:
         ready(page)
-    engine = _engine_of(edge.process.pid)
+    engine, before = _engine_of(edge.process.pid), cancelled(edge)
     os.kill(engine, signal.SIGSTOP)
     try:
         draw(pages[0], "red apple", step=5)
         pages[0].wait_for("document.getElementById('doing').textContent.startsWith('the edge')")
         browser.close(pages[0])
-        browser.wait_for(
-            f"fetch('/metrics?token={edge.viewer}').then((a) => a.text()).then((t) => /cancelled\"}} 2/.test(t))"
-        )
+        until(lambda: cancelled(edge) == before + 1, "the edge did not notice that the tab closed")
         draw(pages[1], "umbrella", step=5, alpha=0)
         pages[1].wait_for("document.getElementById('doing').textContent.startsWith('the edge')")
     finally:
@@ -294,6 +297,12 @@ def test_a_closed_tab_frees_its_place_within_a_step(edge, browser):
     assert len(gone) == 1 and len(stayed) > 1
     assert not any(asked[0] in ids for ids in stayed)
     browser.close(pages[1])
+
+
+def cancelled(edge) -> int:
+    """Requests that were taken back."""
+    said = httpx.get(f"{edge.url}/metrics", params={"token": edge.viewer}).text
+    return int(float((re.search(r'cancelled"} ([\d.]+)', said) or [0, 0])[1]))
 
 
 def _engine_of(edge: int) -> int:

@@ -23,7 +23,7 @@ import pandas as pd
 from splitpoint.checks import one_of
 from splitpoint.diffusion.hybrid import load_mini_hybrid
 from splitpoint.diffusion.packet import Packet
-from splitpoint.files import data_path, write_meta, write_rows
+from splitpoint.files import data_path, meta_path, write_meta, write_rows
 from splitpoint.serving.device import Device
 from splitpoint.serving.link import LinkProxy, Toxics
 from splitpoint.serving.load import Crowd, draw_requests, play, report
@@ -117,19 +117,24 @@ def device_kills(count: int, seed: int = 0) -> dict:
         subprocess.run(command("whole", "none"), check=True, **quiet)
         whole_s = time.perf_counter() - began
         wanted = next((folder / "whole").glob("*.png")).read_bytes()
-        for number in range(count):
+        killed = 0
+        while killed < count:
+            number = killed + late
             process = subprocess.Popen(command(f"out{number}", f"keep{number}"), **quiet)
             time.sleep(float(rng.uniform(0.5, 1.0)) * whole_s)
-            late += process.poll() is not None
+            if process.poll() is not None:
+                late += 1  # it was done already: no kill
+                continue
             process.kill()
             process.wait()
+            killed += 1
             again = subprocess.run(command(f"out{number}", f"keep{number}"), **quiet)
             pictures = list((folder / f"out{number}").glob("*.png"))
             wrong += again.returncode != 0 or not pictures or pictures[0].read_bytes() != wanted
             left = list((folder / f"keep{number}").glob("*")) if (folder / f"keep{number}").exists() else []
             wrong += bool(left)
-            print(f"device killed {number + 1}/{count}: {wrong} wrong", flush=True)
-    return dict(kills=count, too_late=late, wrong=wrong, run_s=whole_s)
+            print(f"device killed {killed}/{count}: {wrong} wrong", flush=True)
+    return dict(kills=killed, too_late=late, wrong=wrong, run_s=whole_s)
 
 
 class CutOnce(httpx.HTTPTransport):
@@ -361,7 +366,7 @@ def stored(out: Path) -> dict[str, dict]:
     return {} if not out.exists() else {row["part"]: row for row in pd.read_csv(out).to_dict("records")}
 
 
-def run_part(part: str, out: Path, short: bool = False, again: bool = False) -> dict | None:
+def run_part(part: str, out: Path, short: bool = False, again: bool = False, notes: str = "") -> dict | None:
     """Run a part and store its row; None if it is there already with the same settings.
 
     Args:
@@ -369,6 +374,7 @@ def run_part(part: str, out: Path, short: bool = False, again: bool = False) -> 
         out: table of one row a part; nothing is written if ``short``.
         short: in minutes.
         again: also if it is there.
+        notes: for the sidecar, after those of the parts before.
     """
     function, settings, briefly = PARTS[part]
     settings = briefly if short else settings
@@ -384,7 +390,9 @@ def run_part(part: str, out: Path, short: bool = False, again: bool = False) -> 
     if not short:
         rows = stored(out) | {part: row}
         write_rows(out, [rows[name] for name in PARTS if name in rows])
-        write_meta(out, kind="measured", command="make soak", seed=0)
+        before = json.loads(meta_path(out).read_text()).get("notes", {}) if meta_path(out).exists() else {}
+        said_of = {name: text for name, text in {**before, part: notes}.items() if text}
+        write_meta(out, kind="measured", command="make soak", seed=0, notes=said_of)
     return row
 
 
@@ -394,11 +402,12 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="minutes, and nothing is written")
     parser.add_argument("--again", action="store_true", help="also what is stored already")
     parser.add_argument("--out", type=Path, default=data_path("serving", "soak.csv"), help="the table")
+    parser.add_argument("--notes", default="", help="what else the machine did, for the sidecar")
     options = parser.parse_args()
     for part in options.part:
         one_of("part", part, PARTS)
     for part in options.part or PARTS:
-        row = run_part(part, options.out, options.short, options.again)
+        row = run_part(part, options.out, options.short, options.again, options.notes)
         print(part, "is stored already" if row is None else row["what"], flush=True)
 
 

@@ -296,6 +296,12 @@ def test_a_term_signal_lets_who_is_here_finish(tmp_path, hybrid):
         assert edge.end() == 0
 
 
+def test_an_edge_ends_with_whoever_started_it():
+    edge = start(*FEW)
+    edge.process.stdin.close()  # as the system does for a parent that is killed
+    assert edge.process.wait(60) == 0
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

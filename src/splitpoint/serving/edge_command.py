@@ -206,7 +206,7 @@ def _end_with_parent() -> None:
     """Drain once standard input is closed, which the system does also for a parent that was killed."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 1):  # not by sys.stdin, whose lock a thread that waits would hold at the end
             pass
         os.kill(os.getpid(), signal.SIGTERM)
 

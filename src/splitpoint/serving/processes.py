@@ -84,6 +84,7 @@ def start(
             "edge",
             "--port",
             str(port),
+            "--with-parent",
             "--ready",
             str(ready),
             *who,

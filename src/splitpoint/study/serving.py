@@ -8,6 +8,7 @@ import httpx
 import numpy as np
 import pandas as pd
 
+from splitpoint.checks import finite_number
 from splitpoint.edge import EdgeCore, System, make_policy, simulate
 from splitpoint.edge import Path as Arriving
 from splitpoint.edge.capacity import ConstantCapacity
@@ -156,6 +157,121 @@ def predicted_against_measured(
             if progress:
                 print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
     return pd.DataFrame(runs), pd.concat(requests, ignore_index=True)
+
+
+def join_waits(log: Sequence[Event], max_batch: int) -> np.ndarray:
+    """How long those who found room waited to join the batch, in steps of the one that was under way.
+
+    Args:
+        log: of an edge, from its first line on.
+        max_batch: most members of a step.
+
+    Returns:
+        One number a request, in order of joining; of one that found nobody, its wait over its own first step.
+    """
+    core, asked, joined, lasted, began_s = EdgeCore(max_batch), {}, [], {}, None
+    for event in log:
+        if event.kind == "ask":
+            for name, steps in zip(event.ids, event.carried):
+                if steps:
+                    room = len(core.members) + len(core.waiting) < max_batch
+                    asked[name] = event.time_s, room, began_s
+                    core.submit(name, steps)
+        elif event.kind == "begin":
+            core.next_batch(event.time_s)
+            began_s = event.time_s
+            for asked_s, room, under_way_s in (asked.pop(name) for name in event.ids if name in asked):
+                if room:
+                    joined.append((began_s - asked_s, began_s if under_way_s is None else under_way_s))
+        elif event.kind == "end":
+            core.step_done(event.time_s, event.failed)
+            if began_s is not None:
+                lasted[began_s] = event.time_s - began_s
+            began_s = None
+        else:
+            core.cancel(event.ids[0], event.time_s)
+            asked.pop(event.ids[0], None)
+    return np.array([wait_s / lasted[step] for wait_s, step in joined if step in lasted])
+
+
+def largest_rate(rates_hz: Sequence[float], late_s: Sequence[float], bound_s: float) -> float:
+    """The rate up to which a percentile of the time stays within a bound.
+
+    Args:
+        rates_hz: that were tried, rising, above 0, shape (n,).
+        late_s: the percentile at each, infinite where requests were not served, shape (n,).
+        bound_s: the most that is allowed.
+
+    Returns:
+        Requests a second: between the last rate that held and the first that did not, straight in the logarithm of
+        the percentile; the highest that was tried if all held, and a share of the lowest if none did.
+    """
+    finite_number("bound_s", bound_s, 0.0, open_end=True)
+    late = np.minimum(np.maximum.accumulate(np.asarray(late_s, dtype=float)), 100 * bound_s)
+    held = int(np.sum(late <= bound_s))  # the percentiles rise: more load is never less late
+    if held == len(late):
+        return float(rates_hz[-1])
+    low, low_s = (float(rates_hz[held - 1]), late[held - 1]) if held else (0.0, bound_s / 3)
+    part = np.log(bound_s / low_s) / np.log(late[held] / low_s)
+    return float(low + part * (rates_hz[held] - low))
+
+
+def capacity_table(
+    done: pd.DataFrame, first: str, factor: float = 3.0, draws: int = 1_000, seed: int = 0
+) -> pd.DataFrame:
+    """The largest rate of each system at which its 99th percentile is at most ``factor`` times that without load.
+
+    Args:
+        done: ``system, rate_hz`` (0 for a request alone), ``round, arrival_s, seconds`` (none if it was not served),
+            ``outside_s`` (that no clock of the edge accounts for), ``steps``, ``asked`` (how many asked in that turn;
+            those that a plan sent home have no row); one row a request.
+        first: the system that ratios are over.
+        factor: of the 99th percentile.
+        draws: of the bootstrap: requests alone one by one, loaded ones in blocks of three seconds.
+        seed: of the draws.
+
+    Returns:
+        One row a system: ``rate_hz`` and its 95 % interval, the same of the ratio to ``first``, and what it rests on.
+    """
+    rng, rates, rows = np.random.default_rng(seed), {}, {}
+    high = lambda values: float(np.quantile(values, 0.99, method="higher"))
+    for system, mine in done.groupby("system", sort=False):
+        quiet, busy = mine[mine.rate_hz == 0], mine[mine.rate_hz > 0]
+        alone = quiet.seconds.to_numpy()
+        loads = {}
+        for rate, rows_at in busy.groupby("rate_hz"):
+            seconds = rows_at.seconds.fillna(np.inf)
+            keys = [rows_at["round"], np.floor(rows_at.arrival_s / 3)]
+            loads[float(rate)] = [block.to_numpy() for _, block in seconds.groupby(keys)]
+        tried = sorted(loads)
+
+        def one(draw, alone=alone, loads=loads, tried=tried):
+            pick = lambda count: rng.integers(0, count, count) if draw else np.arange(count)
+            bound = factor * high(alone[pick(len(alone))])
+            late = [high(np.concatenate([loads[rate][i] for i in pick(len(loads[rate]))])) for rate in tried]
+            return largest_rate(tried, late, bound)
+
+        rates[system] = np.array([one(draw) for draw in range(draws + 1)])
+        borne = busy[busy.rate_hz <= rates[system][0]]
+        rows[system] = dict(
+            system=system,
+            rate_hz=rates[system][0],
+            alone_p50_s=float(np.median(alone)),
+            alone_p99_s=high(alone),
+            steps_mean=float(mine.steps.mean()),
+            helped=len(busy) / busy.groupby(["round", "rate_hz"]).asked.first().sum(),
+            outside_alone_p50_s=float(quiet.outside_s.median()),
+            outside_alone_p99_s=float(quiet.outside_s.quantile(0.99)),
+            outside_loaded_p50_s=float(borne.outside_s.median()),
+            outside_loaded_p99_s=float(borne.outside_s.quantile(0.99)),
+            requests=len(mine),
+        )
+    for system, row in rows.items():
+        ratio = rates[system] / rates[first]
+        for name, values in (("rate_hz", rates[system]), ("ratio", ratio)):
+            row[f"{name}_low"], row[f"{name}_high"] = (float(q) for q in np.quantile(values[1:], [0.025, 0.975]))
+        row["ratio"] = float(ratio[0])
+    return pd.DataFrame(rows.values())
 
 
 def main() -> None:

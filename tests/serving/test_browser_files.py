@@ -76,6 +76,26 @@ def test_a_package_with_the_right_name_and_another_script_is_refused(scratch_pro
     assert not browser_files.has_runtime()
 
 
+def test_without_npm_the_files_come_from_where_pages_take_them(scratch_project, monkeypatch):
+    asked = []
+
+    def get(address, **_):
+        asked.append(address)
+        return httpx.Response(200, content=b"script", request=httpx.Request("GET", address))
+
+    monkeypatch.setattr(browser_files.shutil, "which", lambda name: None)
+    monkeypatch.setattr(httpx, "get", get)
+    with pytest.raises(ValueError, match="the CDN holds another ort.wasm.bundle.min.mjs"):
+        browser_files.fetch_runtime()
+    assert not browser_files.has_runtime()
+    monkeypatch.setattr(browser_files, "RUNTIME", dict.fromkeys(browser_files.RUNTIME, _integrity(b"script")))
+    browser_files.fetch_runtime()
+    assert browser_files.has_runtime() and set(asked) == {browser_files.CDN_FOLDER + n for n in browser_files.RUNTIME}
+    monkeypatch.setattr(httpx, "get", lambda address, **_: (_ for _ in ()).throw(httpx.ConnectError("no route")))
+    with pytest.raises(ValueError, match="could not be fetched: ConnectError"):
+        browser_files.fetch_runtime()
+
+
 @pytest.mark.parametrize("bad", [None, 3, "", b"x", object(), "none"])
 def test_bad_arguments_are_named(bad, hybrid, tmp_path):
     with pytest.raises(ValueError, match="folder"):

@@ -27,8 +27,8 @@ RUNTIME = {
     SCRIPT: "sha384-PLWz+nHEVHpjwBsO0YVdvQj6n5814Iv8E3b8FG0Rp/uIAtjFMCKOpP66iPzedrIG",
     WASM: "sha384-vjBJ1z7qrhkTyYsNqKeF6c7N+nOJSU94czEo+tvZcu8G75JparGq9kB+kTnEUNVM",
 }
-REGISTRY = "https://registry.npmjs.org"
 CDN = "https://cdn.jsdelivr.net"
+CDN_FOLDER = f"{CDN}/npm/{PACKAGE}@{VERSION}/dist/"
 _KINDS = {".mjs": "text/javascript", ".wasm": "application/wasm", ".onnx": "application/octet-stream"}
 
 
@@ -62,53 +62,62 @@ def fetch_runtime(tarball: Path | None = None) -> Path:
     """Put the runtime's two files into the cache.
 
     Args:
-        tarball: the npm package, fetched elsewhere; if left out npm fetches it, or without npm the public registry.
+        tarball: the npm package, fetched elsewhere; if left out npm fetches it, and where there is no npm the two files
+            come from the CDN that pages use.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: if the package cannot be had, or is not the one whose checksum is written here.
+        ValueError: if the files cannot be had, or are not those whose checksums are written here.
     """
     if tarball is not None:
         a_path("tarball", tarball)
+        source, contents = f"tarball={Path(tarball).name!r}", _unpacked(Path(tarball))
+    elif npm := shutil.which("npm"):
+        with TemporaryDirectory() as scratch:
+            source, contents = "what npm fetched", _unpacked(_fetched(npm, Path(scratch)))
+    else:
+        source, contents = "the CDN", _downloaded()
     folder = runtime_folder()
-    with TemporaryDirectory() as scratch:
-        file = _fetched(Path(scratch)) if tarball is None else Path(tarball)
-        try:
-            content = file.read_bytes()
-        except OSError as error:
-            raise ValueError(f"tarball={file.name!r} cannot be read: {error.strerror}") from None
-        if not _integrity(content, INTEGRITY):
-            raise ValueError(f"tarball={file.name!r} is not {PACKAGE}@{VERSION}: its checksum differs")
-        with tarfile.open(file) as package:
-            for name, checksum in RUNTIME.items():
-                member = package.extractfile(f"package/dist/{name}")
-                content = b"" if member is None else member.read()
-                if not _integrity(content, checksum):
-                    raise ValueError(f"tarball={file.name!r} holds another {name} than the one that was tested")
-                write_atomically(folder / f"{name}.gz", gzip.compress(content, 9, mtime=0))
-                write_atomically(folder / name, content)
+    for name, content in contents.items():
+        if not _integrity(content, RUNTIME[name]):
+            raise ValueError(f"{source} holds another {name} than the one that was tested")
+    for name, content in contents.items():
+        write_atomically(folder / f"{name}.gz", gzip.compress(content, 9, mtime=0))
+        write_atomically(folder / name, content)
     return folder
 
 
-def _fetched(folder: Path) -> Path:
-    name = f"{PACKAGE}-{VERSION}.tgz"
-    npm = shutil.which("npm")
-    if npm is not None:
-        command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-        if done.returncode:
-            raise ValueError(f"{PACKAGE}@{VERSION} could not be fetched by npm (exit code {done.returncode})")
-        return folder / name
+def _fetched(npm: str, folder: Path) -> Path:
+    command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--silent", "--pack-destination", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    if done.returncode:
+        raise ValueError(f"{PACKAGE}@{VERSION} could not be fetched by npm (exit code {done.returncode})")
+    return folder / f"{PACKAGE}-{VERSION}.tgz"
+
+
+def _unpacked(file: Path) -> dict[str, bytes]:
+    """The runtime's files in the npm package."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"tarball={file.name!r} cannot be read: {error.strerror}") from None
+    if not _integrity(content, INTEGRITY):
+        raise ValueError(f"tarball={file.name!r} is not {PACKAGE}@{VERSION}: its checksum differs")
+    with tarfile.open(file) as package:
+        members = {name: package.extractfile(f"package/dist/{name}") for name in RUNTIME}
+        return {name: b"" if member is None else member.read() for name, member in members.items()}
+
+
+def _downloaded() -> dict[str, bytes]:
+    """The runtime's files from the CDN."""
     import httpx
 
     try:
-        answer = httpx.get(f"{REGISTRY}/{PACKAGE}/-/{name}", timeout=120.0).raise_for_status()
+        return {name: httpx.get(CDN_FOLDER + name, timeout=120.0).raise_for_status().content for name in RUNTIME}
     except httpx.HTTPError as error:
         raise ValueError(f"{PACKAGE}@{VERSION} could not be fetched: {type(error).__name__}") from None
-    (folder / name).write_bytes(answer.content)
-    return folder / name
 
 
 def _integrity(content: bytes, expected: str) -> bool:
@@ -149,7 +158,7 @@ def offer(models: Path, styles: Sequence[str]) -> dict:
     for style in styles:
         one_of("styles", f"unet-{style}.onnx", listed)
     here = has_runtime()
-    base = "/browser/" if here else f"{CDN}/npm/{PACKAGE}@{VERSION}/dist/"
+    base = "/browser/" if here else CDN_FOLDER
     address = lambda name: dict(url=f"/browser/{name}?v={listed[name]['sha256'][:16]}", bytes=listed[name]["bytes"])
     return dict(
         runtime=dict(

@@ -175,37 +175,6 @@ class ArrivalRates:
         return self._count[rows] / (scales * -np.expm1(-(time_s[..., None] + 1) / scales))
 
 
-def observe(
-    request: Request,
-    cores: Sequence[EdgeCore],
-    free: Sequence[float],
-    rates_hz: NDArray[np.float64],
-    system: System,
-    draw: float = 0.0,
-) -> Observation:
-    """The observation of running cores.
-
-    Args:
-        request: who asks.
-        cores: one an edge.
-        free: share of each edge's compute that is free now.
-        rates_hz: from ``ArrivalRates.seen``.
-        system: the same edges.
-        draw: uniform on [0, 1).
-
-    Raises:
-        ValueError: if the numbers of cores, shares and edges differ.
-    """
-    instance_of("request", request, Request)
-    instance_of("system", system, System)
-    for core in a_sequence("cores", cores):
-        instance_of("cores", core, EdgeCore)
-    inside = [Inside.of(core) for core in cores]
-    if len(cores) != len(system.edges):
-        raise ValueError(f"cores are {len(cores)}; valid is {len(system.edges)}, one an edge")
-    return observe_inside(request, inside, free, rates_hz, system, draw)
-
-
 @dataclass(frozen=True)
 class Inside:
     """Who is on an edge, as it can be told to another machine.
@@ -223,25 +192,41 @@ class Inside:
         """Of a core as it stands."""
         return cls(*(tuple(member.left for member in place.values()) for place in (core.members, core.waiting)))
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.members) + len(self.waiting)
 
-def observe_inside(
+
+def observe(
     request: Request,
-    inside: Sequence[Inside],
+    cores: Sequence[EdgeCore | Inside],
     free: Sequence[float],
     rates_hz: NDArray[np.float64],
     system: System,
     draw: float = 0.0,
 ) -> Observation:
-    """The observation of edges that say who is on them; arguments as of ``observe``.
+    """The observation of running cores.
+
+    Args:
+        request: who asks.
+        cores: one an edge; of a core elsewhere, who is on it.
+        free: share of each edge's compute that is free now.
+        rates_hz: from ``ArrivalRates.seen``.
+        system: the same edges.
+        draw: uniform on [0, 1).
 
     Raises:
-        ValueError: if the numbers of edges and shares differ.
+        ValueError: if the numbers of cores, shares and edges differ.
     """
+    instance_of("request", request, Request)
+    instance_of("system", system, System)
+    for core in a_sequence("cores", cores):
+        instance_of("cores", core, EdgeCore | Inside)
+    inside = [core if isinstance(core, Inside) else Inside.of(core) for core in cores]
     shares, rates = finite_array("free", free, 0.0), finite_array("rates_hz", rates_hz, 0.0)
     if not (len(inside),) == shares.shape == (len(system.edges),):
-        raise ValueError(
-            f"inside is of {len(inside)} edges and free has shape {shares.shape}; valid is {len(system.edges)} each"
-        )
+        raise ValueError(f"cores are {len(cores)} and free has shape {shares.shape}; valid is {len(system.edges)} each")
     if rates.shape != (len(RATE_SCALES_S),):
         raise ValueError(f"rates_hz has shape {rates.shape}; valid is ({len(RATE_SCALES_S)},)")
     finite_number("draw", draw, 0.0, 1.0)

@@ -15,9 +15,9 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 
 from splitpoint.checks import a_sequence, instance_of
-from splitpoint.edge import ArrivalRates, System, make_policy
+from splitpoint.edge import ArrivalRates, System, make_policy, observe
 from splitpoint.edge import Request as Asking
-from splitpoint.edge.observation import Inside, observe_inside
+from splitpoint.edge.observation import Inside
 from splitpoint.edge.simulator import a_decision, is_a_policy
 from splitpoint.serving.app import bare_app, create_app
 from splitpoint.serving.engine import Engine
@@ -31,6 +31,18 @@ Answer = tuple[int, dict[str, str], bytes]
 _OF_A_REQUEST = re.compile(r"/v1/requests/(\d{1,6})-[^/]+(/[a-z]+)?")
 _OF_AN_EDGE = re.compile(r"/edges/(\d{1,6})(/metrics|/healthz|/v1/log|/v1/finished|/pictures/[^/]+)")
 _PASSED_ON = {b"authorization", b"content-type", b"idempotency-key"}
+
+
+def emptiest(inside: Sequence[Inside | None]) -> int:
+    """Number of the edge with the fewest on it, of those that answer.
+
+    Raises:
+        ValueError: if none does.
+    """
+    there = {number: one.count for number, one in enumerate(inside) if one is not None}
+    if not there:
+        raise ValueError("inside is of no edge that answers; at least one is needed")
+    return min(there, key=lambda number: there[number])
 
 
 class Routing:
@@ -70,21 +82,19 @@ class Routing:
         Raises:
             ValueError: if no edge answers, or the policy's answer is none.
         """
-        there = [number for number, one in enumerate(inside) if one is not None]
-        if not there:
-            raise ValueError("inside is of no edge that answers; at least one is needed")
+        home = emptiest(inside)
         full = [Inside((1,) * int(limit)) for limit in self.system.limits]  # what an absent edge looks like
         seen = [full[number] if one is None else one for number, one in enumerate(inside)]
         free = [1.0] * len(seen)
         rates = self.rates.seen(np.float64(now_s))
-        decision = a_decision(self.policy(observe_inside(request, seen, free, rates, self.system, draw)))
+        decision = a_decision(self.policy(observe(request, seen, free, rates, self.system, draw)))
         edge, steps = int(np.asarray(decision.edge)), int(np.asarray(decision.steps))
         if edge >= len(seen) or not 0 <= steps <= self.system.most_steps:
             raise ValueError(f"policy answers edge {edge} and {steps} steps; valid are [-1, {len(seen)}) and at most "
                              f"{self.system.most_steps}")  # fmt: skip
-        if edge >= 0 and steps > 0 and edge in there:
+        if edge >= 0 and steps > 0 and inside[edge] is not None:
             return edge, steps
-        return min(there, key=lambda number: len(seen[number].members) + len(seen[number].waiting)), 0
+        return home, 0
 
 
 class Behind(Protocol):
@@ -241,7 +251,7 @@ class Door:
         if (method, path) == ("POST", "/v1/images/generations"):
             seen = await self._look("", None)
             inside = [one and one[0] for one in seen]
-            return await self._pass_on(self._emptiest(inside), passed)
+            return await self._pass_on(_emptiest_there(inside), passed)
         if (method, path) == ("GET", "/healthz"):
             return await self._health(passed)
         for pattern in (_OF_A_REQUEST, _OF_AN_EDGE):
@@ -270,7 +280,7 @@ class Door:
             if known is not None:
                 return await self._pass_on(known, passed, 0)
             inside = [one and one[0] for one in seen]
-            self._emptiest(inside)  # refuses if there is none
+            _emptiest_there(inside)  # refuses if there is none
             now = monotonic() - self._start
             request = Asking("new", now, ask.device_step_s, ask.alpha)
             number, steps = self.routing.decide(request, inside, now, float(self._rng.random()))
@@ -284,12 +294,6 @@ class Door:
                 return None
 
         return list(await asyncio.gather(*(one(edge) for edge in self.edges)))
-
-    def _emptiest(self, inside: Sequence[Inside | None]) -> int:
-        there = {n: len(one.members) + len(one.waiting) for n, one in enumerate(inside) if one is not None}
-        if not there:
-            raise Refused(503, "no edge is there at the moment", 2.0)
-        return min(there, key=lambda number: there[number])
 
     async def _pass_on(self, number: int, passed: tuple, steps: int | None = None) -> Answer:
         try:
@@ -307,3 +311,10 @@ class Door:
         fine = all(one["ok"] for one in said)
         content = json.dumps({"ok": fine, "edges": said}).encode()
         return (200 if fine else 503), {"content-type": "application/json"}, content
+
+
+def _emptiest_there(inside: Sequence[Inside | None]) -> int:
+    try:
+        return emptiest(inside)
+    except ValueError:
+        raise Refused(503, "no edge is there at the moment", 2.0) from None

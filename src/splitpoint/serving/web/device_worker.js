@@ -60,6 +60,7 @@ async function load({ facts: told, style }) {
 
 // --- the networks ---
 
+const latentSize = () => facts.latent_shape.reduce((product, side) => product * side, 1);
 const tensor = (values, ...shape) => new ort.Tensor("float32", values, shape);
 
 async function conditioning(tokens) {
@@ -88,7 +89,7 @@ function checkFits(packet, table) {
   if (packet.model !== facts.fingerprint) throw new Error("the packet is from another model");
   const settings = (config) => JSON.stringify(Object.entries(config).sort());
   if (settings(packet.scheduler_config) !== settings(table.config) || packet.num_steps !== table.rows.length) throw new Error("the packet is of another run than the edge's table");
-  const size = facts.latent_shape.reduce((product, side) => product * side, 1);
+  const size = latentSize();
   if (packet.latent?.length !== size || (packet.history && packet.history.length !== size)) throw new Error("the packet's latent has another shape than this model's");
   if (table.remembers[packet.step] && !packet.history) throw new Error("the packet lacks the estimate of the step before");
 }
@@ -140,7 +141,7 @@ async function look({ content }) {
 
 /** Seconds of real steps with so many requests at once, guidance on, and of one picture; first steps are slow, while the browser still compiles. */
 async function measure({ batch = 1, warm_s = 1, repeats = 9 }) {
-  const size = facts.latent_shape.reduce((product, side) => product * side, 1), step_s = [];
+  const size = latentSize(), step_s = [];
   const noise = Float32Array.from({ length: 2 * batch * size }, (_, i) => Math.sin(i * i)), row = [500, 1, ...new Array(12).fill(0.5)];
   const conditions = Float32Array.from({ length: 2 * batch * facts.text_shape[0] * facts.text_shape[1] }, (_, i) => Math.cos(i * i));
   const until = now() + warm_s, picture_s = [];

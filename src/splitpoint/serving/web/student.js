@@ -189,7 +189,8 @@ function show(canvas, { width, height, pixels }) {
 
 const tell = (text) => { at("doing").textContent = text; };
 
-function tableOf(predicted, measured) {
+/** The end of a request: what was predicted beside what was measured. */
+function compare(predicted, measured) {
   const names = { edge_s: "the edge", transfer_s: "hand-over", device_s: "your device", decode_s: "picture", total_s: "all" };
   at("times").tBodies[0].replaceChildren(...Object.entries(names).map(([key, text]) => {
     const row = document.createElement("tr");
@@ -197,6 +198,8 @@ function tableOf(predicted, measured) {
     return row;
   }));
   at("times").hidden = false;
+  tell("");
+  at("result").textContent = "Predicted " + predicted.total_s.toFixed(1) + " s, measured " + measured.total_s.toFixed(1) + " s.";
 }
 
 function clear() {
@@ -232,11 +235,12 @@ function decision(answer) {
 
 /** Run one request to its end, whatever that is, and make the page ready for the next one. */
 async function finished(draw) {
+  let failed = "";
   try {
     await draw();
   } catch (error) {
     tell("");
-    at("result").textContent = error.name === "AbortError" || error.message === "cancelled" ? "Cancelled." : error.message;
+    failed = error.name === "AbortError" || error.message === "cancelled" ? "Cancelled." : error.message;
     if (current.answer) {
       await forget(current.answer.id);
       send("/v1/requests/" + current.answer.id, { method: "DELETE" }).catch(() => {});
@@ -246,6 +250,7 @@ async function finished(draw) {
   for (const id of ["cancel", "steps"]) at(id).hidden = true;
   at("go").disabled = !loaded?.ready;
   at("style").disabled = false;
+  if (failed) at("result").textContent = failed; // last: whoever reads it may ask again
 }
 
 /** The packet: from the edge at its own step, or with no step done from this request's noise. */
@@ -301,9 +306,7 @@ async function lastSteps() {
     showSpeed();
   }
   await acknowledge(measured);
-  tableOf(answer.predicted, { ...measured, edge_s: current.edge_s });
-  tell("");
-  at("result").textContent = "Predicted " + answer.predicted.total_s.toFixed(1) + " s, measured " + measured.total_s.toFixed(1) + " s.";
+  compare(answer.predicted, { ...measured, edge_s: current.edge_s });
 }
 
 async function acknowledge(measured) {
@@ -326,10 +329,7 @@ async function drawnThere() {
   at("picture").setAttribute("aria-label", prompt + " in the style " + style);
   at("by").textContent = "drawn by the edge's machine, seed " + current.seed;
   at("mine").hidden = false;
-  const total_s = (Date.now() - current.began) / 1000;
-  tableOf(answer.predicted, { total_s });
-  tell("");
-  at("result").textContent = "Predicted " + answer.predicted.total_s.toFixed(1) + " s, measured " + total_s.toFixed(1) + " s.";
+  compare(answer.predicted, { total_s: (Date.now() - current.began) / 1000 });
 }
 
 at("cancel").addEventListener("click", () => {

@@ -33,6 +33,7 @@ from splitpoint.study.serving import capacity_table, facts_of, join_waits, syste
 
 QUIET_HZ = 0.1  # a posted price for so few asks next to nothing: everybody gets what is best for one alone
 MAX_BATCH, ALONE = 18, 6
+FACTOR = 3.0  # of the 99th percentile alone: the most that a load may make of it
 EDGES = {
     "step-level batch": ("--policy", "posted_price"),
     "one by one": ("--policy", "posted_price", "--max-batch", "1"),
@@ -158,7 +159,7 @@ def one_after_the_other(system: OnEdge | OnRay, requests: pd.DataFrame, rng: np.
 def next_rate(done: pd.DataFrame, highest_hz: float) -> float:
     """Halfway between what was borne and what was not."""
     alone, loaded = done[done.rate_hz == 0], done[done.rate_hz > 0]
-    bound = 3 * np.quantile(alone.seconds, 0.99, method="higher") if len(alone) else np.inf
+    bound = FACTOR * np.quantile(alone.seconds, 0.99, method="higher") if len(alone) else np.inf
     low, high = 0.0, highest_hz
     for rate, rows in loaded.groupby("rate_hz"):
         if np.quantile(rows.seconds.fillna(np.inf), 0.99, method="higher") <= bound:
@@ -172,7 +173,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> tuple[pd.DataFrame, pd
     """All rounds, and who waited how long to join the step-level batch, in steps."""
     file, table, joins_file = folder / "requests.csv", folder / "table.csv", folder / "joins.csv"
     done = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["system", "round", "rate_hz", "seconds"])
-    joins = pd.read_csv(joins_file) if joins_file.exists() else pd.DataFrame(columns=["round", "join_steps"])
+    joins = pd.read_csv(joins_file) if joins_file.exists() else pd.DataFrame(columns=["join_steps"])
     if not table.exists():
         with running("--policy", "posted_price", "--max-batch", str(MAX_BATCH), users=["ann"]) as edge:
             table_s = facts_of(edge)[1]
@@ -223,10 +224,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=data_path("serving"), help="folder of the tables")
     parser.add_argument("--notes", default="", help="what else the machine did, for the sidecar")
     options = parser.parse_args()
-    settings = dict(rounds=options.rounds, seconds=options.seconds, alone=ALONE, max_batch=MAX_BATCH, factor=3)
+    settings = dict(rounds=options.rounds, seconds=options.seconds, alone=ALONE, max_batch=MAX_BATCH, factor=FACTOR)
     folder = results_path("serving_capacity", f"{options.rounds}_rounds_of_{options.seconds:g}_s")
     done, joins = measure(folder, options.rounds, options.seconds)
-    table = capacity_table(done, "step-level batch")
+    table = capacity_table(done, "step-level batch", FACTOR)
     first = table.system == "step-level batch"
     table.loc[first, "join_p99_steps"] = np.quantile(joins.join_steps, 0.99) if len(joins) else np.nan
     table.loc[first, "joined"] = len(joins)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from scripts.live_page import Browser, Page, until
-from splitpoint.files import data_path, device_name, write_atomically, write_meta
+from splitpoint.files import data_path, device_name, meta_path, write_atomically, write_meta
 from splitpoint.serving.processes import running
 
 COMMAND = "python -m scripts.browser_page"
@@ -21,13 +21,18 @@ STYLES = ["noto", "twemoji", "openmoji", "fluent"]
 NAMES = ["ann", "ben", "cem", "dua", "eli", "fay", "gus", "hana"]
 
 
-def join(page: Page, name: str, code: str, style: str) -> None:
-    """Join a class, and wait until the page has measured its device."""
+def join(page: Page, name: str, code: str, style: str | None = None) -> None:
+    """Join a class; see ``ready``."""
     page.wait_for("document.readyState === 'complete'")
-    page.ask(f"""sessionStorage.setItem('style', {json.dumps(style)});
-        document.getElementById('name').value = {json.dumps(name)};
+    if style:
+        page.ask(f"sessionStorage.setItem('style', {json.dumps(style)})")
+    page.ask(f"""document.getElementById('name').value = {json.dumps(name)};
         document.getElementById('code').value = {json.dumps(code)};
         document.querySelector('#join button').click()""")
+
+
+def ready(page: Page) -> None:
+    """Wait until the page has measured its device."""
     page.wait_for("!document.getElementById('go').disabled", 120)
 
 
@@ -38,17 +43,16 @@ def draw(page: Page, prompt: str, **fields: float) -> None:
     page.ask("document.getElementById('go').click()")
 
 
-def profile(page: Page, machine: str) -> bytes:
-    """The CSV that the page saves."""
-    page.ask(f"document.getElementById('machine').value = {json.dumps(machine)}")
+def save_profile(page: Page, folder: Path) -> Path:
+    """Let the page measure its device, and save the CSV and its sidecar, as its user would."""
     page.ask("document.getElementById('profiling').click()")
     page.wait_for("document.querySelectorAll('#files a').length === 2", 180)
-    with tempfile.TemporaryDirectory() as folder:
-        page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=folder)
-        page.ask("document.querySelector('#files a').click()")
-        file = Path(folder, "my_machine.csv")
-        until(lambda: file.exists() and file.stat().st_size, "the profile was not saved")
-        return file.read_bytes()
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    file = folder / "my_machine.csv"
+    for number, saved in enumerate((file, meta_path(file))):
+        page.ask(f"document.querySelectorAll('#files a')[{number}].click()")
+        until(lambda saved=saved: saved.exists() and saved.stat().st_size, f"{saved.name} was not saved")
+    return file
 
 
 def save(page: Page, name: str) -> None:
@@ -63,10 +67,13 @@ def main() -> None:
         Browser(f"{edge.url}/student", width=390, height=844, scheme="dark") as phone,
     ):
         join(phone, NAMES[0], edge.code, STYLES[0])
+        ready(phone)
         version = phone.ask("/Chrome\\/(\\d+)/.exec(navigator.userAgent)[1]")
         machine = f"Chromium {version}, {device_name()}"
         file, load = data_path("serving", "browser_profile.csv"), round(os.getloadavg()[0], 1)
-        write_atomically(file, profile(phone, machine))
+        phone.ask(f"document.getElementById('machine').value = {json.dumps(machine)}")
+        with tempfile.TemporaryDirectory() as folder:
+            write_atomically(file, save_profile(phone, Path(folder)).read_bytes())
         settings = dict(runtime="onnxruntime-web, wasm, one thread", load_average_before=load)
         write_meta(
             file, kind="measured", command=f"{COMMAND} profile", device=machine, licence="MIT", settings=settings
@@ -77,6 +84,7 @@ def main() -> None:
             crowd = [phone, *(phone.stranger(f"{edge.url}/student") for _ in NAMES[1:])]
             for number, page in enumerate(crowd[1:], 1):
                 join(page, NAMES[number], edge.code, STYLES[number % 4])
+                ready(page)
             for number, page in enumerate(crowd):  # five one after the other, then three at once
                 draw(page, PROMPTS[number], step=0.2 + 0.02 * number, alpha=20)
                 if number < 5:

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts.browser_page import draw, join, ready, save_profile
 from scripts.live_page import Browser, chromium, until
 from splitpoint.diffusion.batch import Request, StepBatch
 from splitpoint.diffusion.hybrid import HybridPipeline, load_mini_hybrid
@@ -55,32 +55,16 @@ def text(page, name):
     return page.ask(f"document.getElementById('{name}').textContent")
 
 
-def join(page, edge, name, style=None):
-    page.wait_for("document.readyState === 'complete'")
-    if style:
-        page.ask(f"sessionStorage.setItem('style', '{style}')")
-    page.ask(f"""document.getElementById('name').value = '{name}';
-        document.getElementById('code').value = '{edge.code.lower()}';
-        document.querySelector('#join button').click()""")
-
-
-def ready(page):
-    page.wait_for("!document.getElementById('go').disabled", 120)
+def measured(page):
+    ready(page)
     assert "Measured" in text(page, "measured")
 
 
 @pytest.fixture(scope="module")
 def phone(edge, browser):
-    join(browser, edge, "dua", "openmoji")
-    ready(browser)
+    join(browser, "dua", edge.code.lower(), "openmoji")
+    measured(browser)
     return browser
-
-
-def draw(page, prompt, **fields):
-    fields = {"prompt": prompt, **fields}
-    for name, value in fields.items():
-        page.ask(f"document.getElementById('{name}').value = {json.dumps(str(value))}")
-    page.ask("document.getElementById('go').click()")
 
 
 def wait_for_picture(page):
@@ -235,13 +219,7 @@ def test_cancel_stops_the_device_and_tells_the_edge(edge, phone):
 
 
 def test_a_measured_profile_is_one_that_notebooks_read(phone, tmp_path):
-    phone.ask("document.getElementById('profiling').click()")
-    phone.wait_for("document.querySelectorAll('#files a').length === 2", 120)
-    phone.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-    for number, name in enumerate(("my_machine.csv", "my_machine.csv.meta.json")):
-        phone.ask(f"document.querySelectorAll('#files a')[{number}].click()")
-        until((tmp_path / name).exists, f"{name} was not saved")
-    file = tmp_path / "my_machine.csv"
+    file = save_profile(phone, tmp_path)
     ((key, curve),) = read_profile(file).items()
     assert key[1:] == ("mini", "fp32", "wasm", "True") and "Chrome" in key[0]
     assert curve.medians()[0].tolist() == [1, 2, 4, 8] and (curve.medians()[1] > 0).all()
@@ -257,9 +235,9 @@ def test_eight_strangers_get_their_own_pictures(edge, browser, hybrid):
     pages = [browser.stranger(f"{edge.url}/student") for _ in prompts]
     try:
         for number, page in enumerate(pages):
-            join(page, edge, f"student{number}", styles[number])
+            join(page, f"student{number}", edge.code.lower(), styles[number])
         for page in pages:
-            ready(page)
+            measured(page)
         for page, prompt in zip(pages, prompts):
             draw(page, prompt, step=0.5)
         for page, prompt, style in zip(pages, prompts, styles):
@@ -275,9 +253,9 @@ def test_a_closed_tab_frees_its_place_within_a_step(edge, browser):
     """While the engine stands still in its first step with a member, that member's tab closes and another one comes."""
     pages = [browser.stranger(f"{edge.url}/student") for _ in range(2)]
     for number, page in enumerate(pages):
-        join(page, edge, f"guest{number}")
+        join(page, f"guest{number}", edge.code.lower())
     for page in pages:
-        ready(page)
+        measured(page)
     engine, before = _engine_of(edge.process.pid), cancelled(edge)
     os.kill(engine, signal.SIGSTOP)
     try:

@@ -245,7 +245,7 @@ def capacity_table(
             loads[float(rate)] = [block.to_numpy() for _, block in seconds.groupby(keys)]
         tried = sorted(loads)
 
-        def one(draw, alone=alone, loads=loads, tried=tried):
+        def one(draw):
             pick = lambda count: rng.integers(0, count, count) if draw else np.arange(count)
             bound = factor * high(alone[pick(len(alone))])
             late = [high(np.concatenate([loads[rate][i] for i in pick(len(loads[rate]))])) for rate in tried]

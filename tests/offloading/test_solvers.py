@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from splitpoint.offloading import (
     AccuracyModel,
@@ -22,6 +23,7 @@ from splitpoint.offloading import (
     solve,
     solvers,
 )
+from splitpoint.offloading.split import gains_at
 
 from .strategies import instances
 
@@ -71,6 +73,20 @@ def test_exact_equals_brute_force_on_whole_steps(instance):
 def test_early_exit_is_at_least_as_good_as_exact_under_early_exit(instance):
     ours, static = (utility(instance, solve(instance, m), "early_exit") for m in ("early_exit", "exact"))
     assert ours >= static - 1e-9 * (1 + abs(static))
+
+
+@settings(max_examples=60)
+@given(instances(max_users=14))
+def test_early_exit_by_bisection_is_the_best_of_all_batch_sizes(instance):
+    sizes = np.arange(1, instance.largest_batch + 1)
+    step_s = np.diff(np.append(0.0, sizes * instance.edge.step_latency_s(sizes)))[:, None]
+    totals = [0.0]
+    for size in sizes:
+        gains, _ = gains_at(instance.alpha, instance.device_step_s, step_s[:size], size, instance.parameters)
+        totals.append(gains[linear_sum_assignment(gains, maximize=True)].sum())
+    local = utility(instance, solve(instance, "all_local"), "early_exit")
+    found = utility(instance, solve(instance, "early_exit"), "early_exit") - local
+    assert found == pytest.approx(max(totals), abs=1e-9 * (1 + abs(local)))
 
 
 SHORT = SystemParameters(num_steps=24, min_split=10, max_batch=3, accuracy=AccuracyModel(0.35, 8.6))

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,31 +131,42 @@ def exact(instance: Instance, whole_steps: bool = False) -> Plan:
 
 
 def early_exit(instance: Instance, whole_steps: bool = False) -> Plan:
-    """The optimum under early-exit batching: for every batch size, a linear assignment of users to exit ranks.
+    """The optimum under early-exit batching: for a batch size, a linear assignment of users to exit ranks.
 
     With ``b`` users present a step costs them ``b L(b)`` seconds together, so the ``b``-th to be added costs
     ``b L(b) - (b - 1) L(b - 1)`` for each of its steps; for a line that is ``k (2 b - 1) + h``. Where these costs rise
     with ``b``, sharing them out by rank is the cheapest of all rankings (rearrangement inequality, notebook 09), and
-    the assignment is the optimum; where they fall somewhere, the plan is a good one and not proven (``heuristic``).
+    the assignment is the optimum. Its value is then concave in the batch size, as that of any matching is in the
+    number of its pairs (the hand-over takes a multiple of ``b**2`` off), so that bisection finds the best size. Where
+    the costs fall somewhere, all sizes are tried, and the plan is a good one and not proven (``heuristic``).
     """
-    parameters, best, plan = instance.parameters, 0.0, all_local(instance)
-    sizes = np.arange(1, instance.largest_batch + 1)
+    parameters, sizes = instance.parameters, np.arange(1, instance.largest_batch + 1)
     together = np.append(0.0, sizes * instance.edge.step_latency_s(sizes))
     step_s = np.diff(together)[:, None]  # what the b-th member costs a step, (B, 1)
-    proven = bool(np.all(np.diff(step_s, axis=0) >= -1e-12))
-    for batch in sizes:
+
+    @cache
+    def assigned(batch: int):
+        """Gain of the best batch of one size, its users and their split points."""
         gains, splits = gains_at(instance.alpha, instance.device_step_s, step_s[:batch], batch, parameters, whole_steps)
         ranks, users = linear_sum_assignment(gains, maximize=True)
-        if gains[ranks, users].sum() > best:
-            best = gains[ranks, users].sum()
-            granted = np.zeros(instance.num_users, dtype=bool)
-            granted[users] = True
-            split = np.full(instance.num_users, float(parameters.num_steps))
-            split[users] = splits[ranks, users]
-            plan = Plan(granted, split)
-    if not proven:
-        return Plan(plan.granted, plan.split_points, "heuristic")
-    return Plan(plan.granted, plan.split_points, "optimal", 0.0)
+        return float(gains[ranks, users].sum()), users, splits[ranks, users]
+
+    proven = bool(np.all(np.diff(step_s, axis=0) >= -1e-12))
+    if proven:
+        batch, most = 0, len(sizes)
+        while batch < most:
+            middle = (batch + most) // 2
+            if assigned(middle + 1)[0] > assigned(middle)[0]:
+                batch = middle + 1
+            else:
+                most = middle
+    else:
+        batch = max(range(len(sizes) + 1), key=lambda size: assigned(size)[0])
+    granted = np.zeros(instance.num_users, dtype=bool)
+    split_points = np.full(instance.num_users, float(parameters.num_steps))
+    _, users, splits = assigned(batch)
+    granted[users], split_points[users] = True, splits
+    return Plan(granted, split_points, "optimal", 0.0) if proven else Plan(granted, split_points, "heuristic")
 
 
 def brute_force(instance: Instance, whole_steps: bool = False) -> Plan:

@@ -159,6 +159,13 @@ def test_a_mistyped_method_does_not_pass_for_one_that_gives_up(options, message,
         solve_times("times", num_users=(4,), methods={"exact": {"method": "exact"}, "typo": options}, num_seeds=2)
 
 
+def test_times_of_the_packages_own_methods_are_read_back_whatever_they_are_called(scratch_project, capsys):
+    options = dict(num_users=(4,), num_seeds=2, methods={"the exact one": {"method": "exact"}})
+    first = solve_times("times", **options)
+    pd.testing.assert_frame_equal(solve_times("times", **options), first)  # times: no second run has the same
+    assert "anew" not in capsys.readouterr().out
+
+
 def test_a_solver_of_ones_own_is_timed_too(scratch_project, monkeypatch):
     monkeypatch.setitem(_SOLVERS, "mine", with_key(2, "first 2"))
     assert len(solve_times("times", num_users=(4,), methods={"mine": {"method": "mine"}}, num_seeds=2)) == 2

@@ -159,7 +159,8 @@ def solve_times(
         num_seeds=num_seeds,
         give_up_s=give_up_s,
     )
-    settings = common | {"depends_on": _digests(solver_functions, "offloading")}
+    by_name = {options.get("method", "exact"): solver_functions[label] for label, options in methods.items()}
+    settings = common | {"depends_on": _digests(by_name, "offloading")}
     return load_or_run(
         name,
         _times,

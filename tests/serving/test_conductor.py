@@ -152,6 +152,30 @@ class TestForecast:
         promise = forecast.promise(core, steps, seen / max(rate, 1.0), None)
         assert steps * table[0] - 1e-12 <= promise.expected_s <= promise.longest_s + 1e-12
 
+    def test_steps_that_take_longer_than_the_table_says_make_it_longer_by_as_much(self):
+        table, core = EDGE.step_table_s()[1:], EdgeCore(6)
+        core.submit("other", 30)
+        forecast = Forecast(table)
+        before = forecast.promise(core, 40, 0.0, None)
+        for _ in range(25):
+            forecast.stepped(2, 1.2 * table[1])
+        after = forecast.promise(core, 40, 0.0, None)
+        assert after.expected_s == pytest.approx(1.2 * before.expected_s)
+        assert after.longest_s == pytest.approx(1.2 * before.longest_s)
+        for _ in range(25):
+            forecast.stepped(1, 0.5 * table[0])
+        fast = forecast.promise(core, 40, 0.0, None)  # a promise is not shortened by what may not last
+        assert (fast.expected_s, fast.longest_s) == pytest.approx((0.5 * before.expected_s, before.longest_s))
+
+    def test_a_conductor_tells_its_forecast_how_long_steps_take(self):
+        forecast = Forecast(EDGE.step_table_s()[1:])
+        conductor = Conductor(SYSTEM, make_policy("first_come", [EDGE]), forecast)
+        conductor.core.submit("a", 40)
+        for number in range(30):
+            conductor.begin(float(number))
+            conductor.end(number + 1.5 * EDGE.step_table_s()[1])
+        assert forecast.pace() == pytest.approx((1.5, 1.5))
+
     def test_newcomers_make_it_longer(self):
         quiet, busy = Forecast(EDGE.step_table_s()[1:]), Forecast(EDGE.step_table_s()[1:])
         for number in range(40):

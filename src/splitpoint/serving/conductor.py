@@ -171,6 +171,8 @@ class Conductor:
 
     def end(self, now_s: float, failed: Sequence[Any] = ()) -> list[Departure]:
         """End the step; who leaves."""
+        if self.forecast is not None and self.step_began_s is not None:
+            self.forecast.stepped(len(self.core.members), now_s - self.step_began_s)
         leaving = self.core.step_done(now_s, tuple(failed))
         self.step_began_s = None
         self.log.append(Event("end", now_s, tuple(d.id for d in leaving), failed=tuple(failed)))

@@ -28,7 +28,8 @@ class Forecast:
     """Walks the batch forward, step by step, with the newcomers to be expected.
 
     Newcomers are counted in fractions: in a step of s seconds, ``rate * s`` of them join and stay as many steps as
-    grants had on average lately, so that the forecast is a mean and not a draw.
+    grants had on average lately, so that the forecast is a mean and not a draw. The table was measured on a machine
+    that did nothing else: steps are taken to be as much longer than it says as the last ones were.
 
     Args:
         table_s: seconds of a step at batch 1, 2, … max_batch, shape (max_batch,), measured as they are served.
@@ -44,6 +45,16 @@ class Forecast:
         self.memory_s = memory_s
         self._grants: deque[tuple[float, int]] = deque()
         self._since_s: float | None = None
+        self._paces: deque[float] = deque([1.0] * 5, maxlen=25)  # of the last steps; a few to begin with
+
+    def stepped(self, members: int, seconds: float) -> None:
+        """Remember how long a step of so many members took."""
+        self._paces.append(seconds / float(self.table_s[members]))
+
+    def pace(self) -> tuple[float, float]:
+        """How many times the table's time a step takes now: in the middle, and at the slow end (at least 1)."""
+        middle, slow = np.quantile(self._paces, (0.5, 0.9))
+        return float(middle), max(1.0, float(slow))
 
     def granted(self, now_s: float, steps: int) -> None:
         """Remember a grant, for the rate of those to come."""
@@ -76,13 +87,14 @@ class Forecast:
         rate, mean_steps = self.newcomers(now_s)
         members = [member.left for member in core.members.values()]
         waiting = [member.left for member in core.waiting.values()]
-        passed_s, longest_s = 0.0, 0.0
+        pace, slow = self.pace()
+        passed_s = longest_s = 0.0
         if core.running and step_began_s is not None:
-            whole = self.table_s[len(members)]
-            passed_s = longest_s = max(0.0, whole - (now_s - step_began_s))
+            whole, since_s = float(self.table_s[len(members)]), now_s - step_began_s
+            passed_s, longest_s = max(0.0, pace * whole - since_s), max(0.0, slow * whole - since_s)
             members = [left - 1 for left in members]
-        walk_s, walked = self._walk(members, [*waiting, int(steps)], core.max_batch, rate, mean_steps)
-        return Promise(passed_s + walk_s, longest_s + walked * float(self.table_s[core.max_batch]))
+        walk_s, walked = self._walk(members, [*waiting, int(steps)], core.max_batch, rate * pace, mean_steps)
+        return Promise(passed_s + pace * walk_s, longest_s + slow * walked * float(self.table_s[core.max_batch]))
 
     def _walk(
         self, members: Sequence[int], queue: Sequence[int], most: int, rate: float, mean_steps: float

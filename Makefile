@@ -1,23 +1,29 @@
-# make figures: run every notebook, write figures/     make test: run the tests
+# make figures: run every notebook, write figures/     make test: run the tests     make test-slow: those that take long
 # Another interpreter: make figures PYTHON=python3.12
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODE ?= fast
 SIZE ?= small
+# notebooks side by side, those that measure time excepted
+JOBS ?= 2
 # TORCH=cpu takes PyTorch's processor-only build (200 MB) where the default index has the one with CUDA (2.7 GB: Linux);
 # TORCH=cu130 or another of its names takes a build for a GPU
 TORCH ?=
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
-.PHONY: figures test notebooks site profile train-mini assignments grade format lint mutants soak clean
+.PHONY: figures test test-slow notebooks site profile train-mini assignments grade format lint mutants soak clean
 
 figures: $(VENV)/.installed
-	$(BIN)/python scripts/run_notebooks.py --mode $(MODE)
+	$(BIN)/python scripts/run_notebooks.py --mode $(MODE) --jobs $(JOBS)
 
 test: $(VENV)/.extras
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	@echo "make test-slow runs the others: servers, browsers, kills, classes, trainings"
+
+test-slow: $(VENV)/.extras
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 # the same as figures, but writes the outputs into notebooks/ for committing
 notebooks: $(VENV)/.installed

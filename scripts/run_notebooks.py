@@ -1,15 +1,19 @@
-"""Execute the notebooks in order: ``python scripts/run_notebooks.py [--mode full] [--in-place] [NAME …]``.
+"""Execute the notebooks in order: ``python scripts/run_notebooks.py [--mode full] [--in-place] [--jobs 2] [NAME …]``.
 
 Executed copies go to ``build/notebooks/``, figures to ``figures/``. A notebook that ran to its end is not run again
-until it, the package, the data or the mode changes, so an interrupted run continues where it stopped.
+until it, the package, the data or the mode changes, so an interrupted run continues where it stopped. With several
+jobs, notebooks run side by side, a thread each, except those that measure time (``runs_alone`` in their metadata).
 """
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -21,7 +25,7 @@ from splitpoint.files import can_write, project_root, sha256, write_atomically
 CELL_TIMEOUT_S = 3600
 
 
-def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bool = False) -> bool:
+def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bool = False, jobs: int = 1) -> bool:
     """Execute notebooks, print a line for each, and return whether all ran to their end.
 
     Args:
@@ -29,6 +33,7 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
         mode: ``fast`` or ``full``, set in each notebook's ``parameters`` cell.
         in_place: write outputs back into ``notebooks/`` (for committing them).
         again: run even what is up to date.
+        jobs: notebooks side by side; those that measure time run alone.
     """
     root = project_root()
     paths = sorted(
@@ -38,79 +43,131 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
         raise ValueError(f"names={names!r} match no notebook in notebooks/")
     for place in ("build/stamps", "figures", "notebooks" if in_place else "build/notebooks"):
         can_write("SPLITPOINT_ROOT", root / place / "file")
-    state = _project_state(root)
-    for number, path in enumerate(paths, 1):
-        label = f"[{number}/{len(paths)}] {path.stem}"
-        target = path if in_place else root / "build" / "notebooks" / path.name
+    runner = _Runner(
+        root, mode, in_place, again, {path: f"[{n}/{len(paths)}] {path.stem}" for n, path in enumerate(paths, 1)}
+    )
+    for group in _groups(paths) if jobs > 1 else [paths]:
+        side_by_side = min(jobs, len(group))
+        with ThreadPoolExecutor(side_by_side) as pool:
+            try:
+                if not all(list(pool.map(lambda path: runner.run(path, side_by_side), group))):
+                    return False
+            except BaseException:
+                runner.stop()
+                raise
+    return True
+
+
+def _groups(paths: list[Path]) -> Iterator[list[Path]]:
+    """Neighbours that may run side by side; one that measures time is a group of its own."""
+    group: list[Path] = []
+    for path in paths:
+        if json.loads(path.read_text())["metadata"].get("runs_alone"):
+            yield from (found for found in (group, [path]) if found)
+            group = []
+        else:
+            group.append(path)
+    if group:
+        yield group
+
+
+class _Runner:
+    """Notebooks one at a time or side by side, until one fails."""
+
+    def __init__(self, root: Path, mode: str, in_place: bool, again: bool, labels: dict[Path, str]):
+        self.root, self.mode, self.in_place, self.again, self.labels = root, mode, in_place, again, labels
+        self.state, self.failed, self.clients = _project_state(root), False, set()
+
+    def stop(self) -> None:
+        """Begin no other, and end the kernels that are running."""
+        self.failed = True
+        for client in list(self.clients):
+            process = getattr(getattr(client.km, "provisioner", None), "process", None)
+            if process is not None:
+                process.kill()
+
+    def run(self, path: Path, side_by_side: int) -> bool:
+        """Execute one unless it is up to date or another has failed; whether it is there now."""
+        if self.failed:
+            return False
+        root, label = self.root, self.labels[path]
+        target = path if self.in_place else root / "build" / "notebooks" / path.name
         stamp = root / "build" / "stamps" / f"{path.stem}.json"
-        digest = hashlib.sha256((state + mode + _source(path)).encode()).hexdigest()
-        if not again and _up_to_date(stamp, digest, target, root):
+        digest = hashlib.sha256((self.state + self.mode + _source(path)).encode()).hexdigest()
+        if not self.again and _up_to_date(stamp, digest, target, root):
             print(f"{label}: up to date", flush=True)
-            continue
-        print(f"{label} …", end="", flush=True)
+            return True
+        print(f"{label} …", end="" if side_by_side == 1 else "\n", flush=True)
         start, before = time.perf_counter(), _figures(root)
-        if not _execute(path, target, mode):
+        if not self._execute(path, target, side_by_side):
+            self.failed = True
             return False
         seconds = time.perf_counter() - start
-        made = [name for name, stat in _figures(root).items() if before.get(name) != stat]
+        others = re.compile(rf"fig(?!{path.stem[:2]})\d\d")  # made by a notebook beside this one
+        made = [name for name, stat in _figures(root).items() if before.get(name) != stat and not others.match(name)]
         written = {
             str(file.relative_to(root)): sha256(file) for file in (target, *(root / "figures" / m for m in made))
         }
         write_atomically(stamp, json.dumps({"digest": digest, "written": written}).encode())
-        print(f"\r{label}: {seconds:.0f} s, {len([n for n in made if n.endswith('.png')])} figures", flush=True)
-    return True
+        pictures = len([name for name in made if name.endswith(".png")])
+        print(f"{chr(13) if side_by_side == 1 else ''}{label}: {seconds:.0f} s, {pictures} figures", flush=True)
+        return True
 
+    def _execute(self, path: Path, target: Path, side_by_side: int) -> bool:
+        mode, notebook = self.mode, nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None  # what is committed must not be taken for this run's
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
+        begun = [0]
 
-def _execute(path: Path, target: Path, mode: str) -> bool:
-    notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None  # what is committed must not be taken for this run's
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace('MODE = "fast"', f'MODE = "{mode}"')
-    begun = [0]
+        def remember(cell, cell_index):
+            begun[0] = cell_index
 
-    def remember(cell, cell_index):
-        begun[0] = cell_index
-
-    client = NotebookClient(
-        notebook,
-        timeout=CELL_TIMEOUT_S,
-        kernel_name="python3",
-        coalesce_streams=True,
-        on_cell_start=remember,  # a kernel that died leaves no other trace of where
-        extra_arguments=["--log-level=ERROR"],
-        resources={"metadata": {"path": str(path.parent)}},
-    )
-    try:
-        client.execute(env=_kernel_environment())
-    except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        index, cell = begun[0], notebook.cells[begun[0]]
-        reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
-        first_line = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
-        print(
-            f"\n{path.name} failed in cell {index} ({first_line!r}):\n    {reason}\n"
-            "What finished before is kept; run the same command again to continue.",
-            file=sys.stderr,
-            flush=True,
+        client = NotebookClient(
+            notebook,
+            timeout=CELL_TIMEOUT_S,
+            kernel_name="python3",
+            coalesce_streams=True,
+            on_cell_start=remember,  # a kernel that died leaves no other trace of where
+            extra_arguments=["--log-level=ERROR"],
+            resources={"metadata": {"path": str(path.parent)}},
         )
-        return False
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
-        for output in cell.get("outputs", []):
-            if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
-                output["data"]["text/plain"] = "[sliders: run this cell to move them]"
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace(f'MODE = "{mode}"', 'MODE = "fast"')
-    notebook.metadata.pop("signature", None)
-    notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    write_atomically(target, (nbformat.writes(notebook) + "\n").encode())
-    return True
+        self.clients.add(client)
+        try:
+            client.execute(env=_kernel_environment(side_by_side))
+        except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+            index, cell = begun[0], notebook.cells[begun[0]]
+            reason = f"{error.ename}: {error.evalue}" if isinstance(error, CellExecutionError) else str(error)
+            first_line = cell.source.strip().splitlines()[0] if cell.source.strip() else ""
+            print(
+                f"\n{path.name} failed in cell {index} ({first_line!r}):\n    {reason}\n"
+                "What finished before is kept; run the same command again to continue.",
+                file=sys.stderr,
+                flush=True,
+            )
+            return False
+        finally:
+            self.clients.discard(client)
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)
+            for output in cell.get("outputs", []):
+                if "application/vnd.jupyter.widget-view+json" in output.get("data", {}):
+                    output["data"]["text/plain"] = "[sliders: run this cell to move them]"
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace(f'MODE = "{mode}"', 'MODE = "fast"')
+        notebook.metadata.pop("signature", None)
+        notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        write_atomically(target, (nbformat.writes(notebook) + "\n").encode())
+        return True
 
 
-def _kernel_environment() -> dict[str, str]:
+def _kernel_environment(side_by_side: int) -> dict[str, str]:
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1") if side_by_side > 1 else {}
     return {
         **os.environ,
+        **one_thread,
         "PYTHONHASHSEED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
@@ -160,12 +217,13 @@ def main() -> None:
     parser.add_argument("--mode", choices=("fast", "full"), default="fast")
     parser.add_argument("--in-place", action="store_true", help="write outputs back into notebooks/")
     parser.add_argument("--again", action="store_true", help="run even what is up to date")
+    parser.add_argument("--jobs", type=int, default=1, help="notebooks side by side")
     arguments = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="replace")  # a terminal without these characters must not end the work
     start = time.perf_counter()
     try:
-        if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again):
+        if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again, arguments.jobs):
             raise SystemExit(1)
     except ValueError as error:  # no such notebook, or a place that cannot be written
         raise SystemExit(f"run_notebooks: {error}") from None

@@ -1,11 +1,14 @@
+import os
+
 import nbformat
 import pytest
 
 from scripts.run_notebooks import run_notebooks
 
 
-def write_notebook(folder, name, *sources):
+def write_notebook(folder, name, *sources, alone=False):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])
+    notebook.metadata.runs_alone = alone
     notebook.cells[0].metadata.tags = ["parameters"]
     nbformat.write(notebook, folder / "notebooks" / name)
 
@@ -96,3 +99,28 @@ def test_a_root_that_cannot_be_written_is_one_error_before_any_cell_runs(place, 
     with pytest.raises(ValueError, match=f"SPLITPOINT_ROOT=.*{place}.* cannot be written"):
         run_notebooks([], "fast")
     assert "work has begun" not in "".join(capfd.readouterr())
+
+
+def test_two_run_side_by_side_and_one_that_measures_time_alone(project, capfd):
+    os.mkfifo(project / "meeting")  # opening it waits for the other side: only notebooks that run at once get past
+    log = "open('../log', 'a', buffering=1)"
+    for name, mode in (("00_a", "w"), ("01_b", "r")):
+        meets = f"open('../meeting', '{mode}').close(); open('../figures/fig{name[:2]}.png', 'w').close()"
+        write_notebook(project, f"{name}.ipynb", 'MODE = "fast"', meets)
+    for name, alone in (("02_c", True), ("03_d", False), ("04_e", False)):
+        body = f"{log}.write('{name} begins\\n'); {log}.write('{name} ends\\n')"
+        write_notebook(project, f"{name}.ipynb", 'MODE = "fast"', body, alone=alone)
+    (project / "figures").mkdir()
+    assert run_notebooks([], "fast", jobs=2)
+    out = capfd.readouterr().out
+    assert out.count("s, 1 figures") == 2 and out.count("s, 0 figures") == 3
+    assert (project / "log").read_text().splitlines()[:2] == ["02_c begins", "02_c ends"]
+    assert run_notebooks([], "fast", jobs=2) and capfd.readouterr().out.count("up to date") == 5
+
+
+def test_after_a_failure_no_other_begins(project, capfd):
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "raise KeyError('lost')")
+    write_notebook(project, "01_b.ipynb", 'MODE = "fast"', alone=True)
+    for jobs in (1, 2):
+        assert not run_notebooks([], "fast", jobs=jobs)
+        assert "01_b" not in capfd.readouterr().out

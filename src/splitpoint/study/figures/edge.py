@@ -48,7 +48,7 @@ def share_lines(table: pd.DataFrame, groups: Sequence[Sequence[str]], floor: flo
             ax.errorbar(mean.index, mean, yerr=half, label=NAMES.get(name, name), capsize=2, **numbered_style(number))
         ax.axhline(1, color="black", lw=1, ls="--")
         ax.set(xlabel="requests a second", ylabel="share of the bound")
-        ax.legend(fontsize=7, loc="lower left")
+        ax.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, frameon=False)
         low = table[table.policy.isin(list(names))].share.min()
         ax.set_ylim(max(floor, low - 0.05), 1.03)
     return figure

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from numpy.typing import NDArray
 
 from splitpoint.checks import instance_of
@@ -78,6 +78,7 @@ def share_by_generation(shares: pd.DataFrame, ax: plt.Axes | None = None) -> plt
     ax.set(xlabel="generation", ylabel="short of the optimum (%)", yscale="log")
     ax.set_xticks(sorted(shares.generation + 1))
     ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
     ax.yaxis.set_minor_formatter(ScalarFormatter())
     ax.legend(fontsize=8)
     return ax
@@ -100,7 +101,7 @@ def short_of_optimum(table: pd.DataFrame, names: Mapping[str, str], ax: plt.Axes
     ax.axhline(0.5, color="0.5", ls=":", lw=1)
     ax.set(xlabel="requests a second", ylabel="short of the optimum (%)", yscale="log")
     ax.yaxis.set_major_formatter(ScalarFormatter())
-    ax.legend(fontsize=8)
+    ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return ax
 
 

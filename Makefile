@@ -11,7 +11,8 @@ JOBS ?= 2
 # TORCH=cu130 or another of its names takes a build for a GPU
 TORCH ?=
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
+# modules are compiled when they are imported first; most never are
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
 .PHONY: figures test test-slow notebooks site profile train-mini assignments grade format lint mutants soak clean
 

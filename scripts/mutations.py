@@ -384,8 +384,8 @@ MUTATIONS = [
     ("edge/window_game.py", "rng.permutation(instance.arrival_s)", "instance.arrival_s", f"{ONLINE} -k longer"),
     (
         "../../scripts/run_notebooks.py",
-        "(state + mode + _source(path))",
-        "(state + _source(path))",
+        "(self.state + self.mode + _source(path))",
+        "(self.state + _source(path))",
         f"{NOTEBOOKS} -k missing_copy",
     ),
     (

@@ -1,4 +1,4 @@
-"""Each recipe of ``docs/recipes.md`` runs as it is printed there, only shorter."""
+"""Each recipe of ``docs/recipes.md`` runs as it is printed there, only shorter; Ray's in ``serving/test_ray_app.py``."""
 
 import re
 import shutil
@@ -10,6 +10,8 @@ import pytest
 
 from splitpoint.files import data_path, project_root
 from splitpoint.offloading.solvers import _SOLVERS
+
+pytestmark = pytest.mark.slow
 
 RECIPES = dict(
     re.findall(
@@ -129,12 +131,3 @@ def test_the_sweep_on_a_cluster(scratch):
     pd.testing.assert_frame_equal(found["table"], alone)
     options = dict(names=("window_plan", "posted_price"), rates_hz=(2.0, 8.0), num_paths=2, horizon_s=20.0)
     pd.testing.assert_frame_equal(found["over_time"], policy_sweep("alone_edge", **options), check_exact=True)
-
-
-def test_an_edge_on_ray(scratch):
-    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
-    from splitpoint.diffusion.packet import Packet
-
-    found = run("An edge on Ray", **{"num_steps=50": "num_steps=6"})
-    packet = Packet.from_bytes(found["packet"])
-    assert packet.prompt == "red apple" and packet.step == found["answer"]["steps"] > 0

@@ -21,6 +21,7 @@ from tests.assignments.other_answers import OTHER_ANSWERS
 from tests.assignments.submissions import WRONG, stub_cell, without_markers, wrong_cell
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning"),
     pytest.mark.filterwarnings("ignore::nbformat.warnings.MissingIDFieldWarning"),
 ]

@@ -24,6 +24,7 @@ from splitpoint.serving.browser_files import has_runtime
 from splitpoint.serving.processes import running
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(chromium() is None, reason="needs chromium, a system package"),
     pytest.mark.skipif(not has_runtime(), reason="needs `splitpoint browser-files`, once, which needs a connection"),
 ]

@@ -14,6 +14,8 @@ from splitpoint.diffusion.sampler import step_table
 from splitpoint.serving import browser_export, browser_files
 from splitpoint.serving.processes import running
 
+pytestmark = pytest.mark.slow
+
 needs_export = pytest.mark.skipif(bool(browser_export.missing()), reason="needs pip install 'splitpoint[browser]'")
 
 

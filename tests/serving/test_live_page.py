@@ -6,7 +6,10 @@ import pytest
 from scripts.live_page import Browser, chromium
 from splitpoint.serving.processes import running
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason="needs chromium, a system package")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium() is None, reason="needs chromium, a system package"),
+]
 
 
 @pytest.fixture(scope="module")

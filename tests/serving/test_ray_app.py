@@ -3,7 +3,7 @@
 import os
 import select
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -17,9 +17,13 @@ from splitpoint.serving import ray_app
 from splitpoint.serving.device import Device
 from splitpoint.serving.ray_app import RayOptions, app, running_on_ray
 
+from ..test_recipes import run
 from .pretend_engine import PretendEngine
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own definitions
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of Ray's own definitions
+]
 
 FEW = RayOptions(edges=2, policy="first_come", num_steps=6, max_batch=4, users="ann,ben", num_cpus=0.5)
 BODY = dict(prompt="red apple", seed=3, device_step_s=0.5, alpha=0.0)
@@ -53,7 +57,7 @@ def hybrid():
     return load_mini_hybrid(num_steps=6)
 
 
-def test_two_replicas_serve_as_one_edge_does_and_leave_nothing_behind(hybrid):
+def test_two_replicas_serve_as_one_edge_does_and_leave_nothing_behind(hybrid, monkeypatch):
     before = descendants(os.getpid())
     with all_end() as started, running_on_ray(FEW) as edges:
         headers = {"Authorization": f"Bearer {edges.tokens['ann']}"}
@@ -77,6 +81,10 @@ def test_two_replicas_serve_as_one_edge_does_and_leave_nothing_behind(hybrid):
             drawn = device.draw("house", 5)
             device.close()
             assert drawn.where == "edge"
+        monkeypatch.setattr(ray_app, "running_on_ray", lambda options: nullcontext(edges))  # Ray is there already
+        found = run("An edge on Ray")
+        packet = Packet.from_bytes(found["packet"])
+        assert packet.prompt == "red apple" and packet.step == found["answer"]["steps"] > 0
         started += [os.pidfd_open(process) for process in descendants(os.getpid()) - before]
         assert len(started) > 6  # Ray's own, two replicas, their engines
 

@@ -19,6 +19,8 @@ from splitpoint.serving.link import LinkProxy, Toxics
 from splitpoint.serving.load import Crowd, draw_requests, play
 from splitpoint.serving.processes import running, start
 
+pytestmark = pytest.mark.slow
+
 FEW = ("--num-steps", "6", "--max-batch", "4", "--policy", "first_come")
 BODY = dict(prompt="red apple", seed=3, device_step_s=0.5, alpha=0.0)
 

@@ -35,6 +35,7 @@ def test_holm_is_the_textbooks():
     assert learned_price._holm(p).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
+@pytest.mark.slow
 def test_who_sees_the_regime_uses_its_own_numbers():
     case = learned_price.Unseen((released_edge(),), HiddenRegimes((2.0, 16.0), 5.0, 20.0))
     start, rates = case.arrivals.regimes(np.random.default_rng([3, 1]))

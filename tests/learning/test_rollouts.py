@@ -16,6 +16,7 @@ from splitpoint.edge import (
     draw_paths,
     grant_value_s,
     load_curve,
+    make_policy,
     save_curve,
     simulate,
 )
@@ -89,6 +90,39 @@ def test_a_sample_is_the_difference_of_two_whole_runs(count):
             gains.append(table.gain_s.sum() - own)
         wanted.append(gains[0] - gains[1])
     assert samples.cost_s[:, 0] == pytest.approx(np.array(wanted)[: len(samples)])
+
+
+def test_ones_own_time_is_less_than_what_a_grant_costs_everybody():
+    """On an empty edge they are the same; where others come, the rest is their delay."""
+    edge = Edge(released_edge().latency, ConstantCapacity(0.5))
+    alone = EdgeGround(System((edge,)), Recorded((12.0,), 40.0), StatePrice(0.0, 1.0), 5.0, 28.0, "own")
+    parts = [part for seed in range(10) if len(part := alone.sample(None, FEATURES, (40.0,), 1, seed))]
+    assert len(parts) > 1
+    assert Samples.together(parts).cost_s == pytest.approx(40 * edge.step_table_s()[1] / 0.5)
+    own, all_of_it = (
+        EdgeGround(System((released_edge(),)), Poisson(8.0, 26.0), StatePrice(0.0, 2.0), cost_of=whose)
+        .sample(None, FEATURES, (60.0,), 60, seed=1)
+        .cost_s.mean()
+        for whose in ("own", "everybody")
+    )
+    assert 60 * released_edge().step_table_s()[1] < own < 0.8 * all_of_it
+
+
+def test_imitation_learns_what_the_re_solver_would_charge():
+    system, arrivals = System((released_edge(),)), Recorded(tuple(np.arange(2.0, 30.0, 0.4)), 40.0)
+    ground = EdgeGround(system, arrivals, StatePrice(0.0, 2.0), 5.0, 15.0, "price")
+    samples = ground.sample(None, FEATURES, (40.0, 120.0), 20, seed=0)
+    charged, fluid = set(), make_policy("fluid_resolving", system.edges, arrivals)
+
+    def watched(observation):
+        charged.update(fluid.prices(observation).ravel().tolist())
+        return ground.first(observation)
+
+    watched.many = True
+    simulate(system.edges, draw_paths(system.edges, arrivals, 0, 20), watched, close=False)
+    assert len(samples) > 10 and samples.cost_s[:, 1] == pytest.approx(3 * samples.cost_s[:, 0])
+    nearest = np.abs(samples.cost_s[:, [0]] / 40 - np.array(sorted(charged))).min(axis=1)
+    assert nearest.max() < 1e-12
 
 
 def test_a_line_is_found_again():

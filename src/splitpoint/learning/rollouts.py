@@ -36,6 +36,8 @@ from splitpoint.edge.policies import LearnedCurve, Policy, marginal_step_s
 
 #: steps at which a cost curve is learned; straight between them
 KNOTS = (20.0, 40.0, 60.0, 80.0, 100.0, 120.0)
+#: whose cost is sampled
+COSTS = ("everybody", "own", "price")
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +74,24 @@ class Forced:
         moment_s: of that request, shape (runs,).
         edge, steps: the answer, shape (runs,) each.
         features: names; what the request saw is kept in ``x`` (runs, F), ``base_s``, ``unit_s`` and ``room`` (runs,).
+        imitated: a rule with ``prices``; what it would have charged a step is kept in ``price_s`` (runs,).
     """
 
     many = True
 
-    def __init__(self, policy: Policy, moment_s: NDArray, edge: NDArray, steps: NDArray, features: Sequence[str]):
+    def __init__(
+        self,
+        policy: Policy,
+        moment_s: NDArray,
+        edge: NDArray,
+        steps: NDArray,
+        features: Sequence[str],
+        imitated: Any = None,
+    ):
         self.policy, self.moment_s, self.edge, self.steps, self.features = policy, moment_s, edge, steps, features
+        self.imitated = imitated
         self.x = np.full((len(moment_s), len(features)), np.nan)
-        self.base_s, self.unit_s, self.room = (np.zeros(len(moment_s)) for _ in range(3))
+        self.base_s, self.unit_s, self.room, self.price_s = (np.zeros(len(moment_s)) for _ in range(4))
 
     def reset(self, runs: int) -> None:
         """Before a run."""
@@ -98,6 +110,8 @@ class Forced:
             self.base_s[run] = marginal_step_s(observation)[at]
             self.unit_s[run] = observation.full_step_s[at]
             self.room[run] = (observation.inside < observation.system.limits)[at]
+            if self.imitated is not None:
+                self.price_s[run] = self.imitated.prices(observation)[at]
             edge[here] = np.where(self.steps[run] > 0, self.edge[run], HOME)
             steps[here] = self.steps[run]
         return Decision(edge, steps)
@@ -113,6 +127,8 @@ class EdgeGround:
         base: policy that is improved first, or its name.
         warm_up_s: before a request may be asked about.
         after_s: that must follow; whoever was delayed by the grant has left by then.
+        cost_of: whose time a grant costs: ``everybody``; ``own`` only, which is what a contextual bandit can learn from
+            the reward of its own decision; or ``price``, no time at all but what ``fluid_resolving`` charges.
     """
 
     system: System
@@ -120,10 +136,12 @@ class EdgeGround:
     base: Any = "state_price"
     warm_up_s: float = 8.0
     after_s: float = 16.0
+    cost_of: str = "everybody"
 
     def __post_init__(self):
         instance_of("system", self.system, System)
         instance_of("arrivals", self.arrivals, Arrivals)
+        one_of("cost_of", self.cost_of, COSTS)
         finite_number("warm_up_s", self.warm_up_s, 0.0)
         finite_number("after_s", self.after_s, 0.0, self.arrivals.horizon_s - self.warm_up_s, open_end=True)
 
@@ -156,7 +174,7 @@ class EdgeGround:
         rng = np.random.default_rng([seed, 1])
         paths = draw_paths(self.system.edges, self.arrivals, seed, count)
         number, paths = self._asked(paths, rng)
-        runs, options = len(paths), np.append(0.0, knots)
+        runs, options = len(paths), np.append(0.0, knots if self.cost_of != "price" else [])
         edge = rng.integers(len(self.system.edges), size=runs)
         moment = np.array([path.arrival_s[i] for path, i in zip(paths, number)])
         forced = Forced(
@@ -165,18 +183,33 @@ class EdgeGround:
             np.tile(edge, len(options)),
             np.repeat(options.astype(int), runs),
             features,
+            self._imitated if self.cost_of == "price" else None,
         )
         play = Simulation(self.system, paths * len(options))
         play.play(forced, close=False)
-        table = play.table()
+        kept = np.flatnonzero(forced.room[:runs])
+        cost = self._costs(play.table(), paths, number, edge, options, forced.price_s[:runs, None] * knots)
+        return Samples(forced.x[kept], forced.base_s[kept], forced.unit_s[kept], cost[kept])
+
+    @cached_property
+    def _imitated(self) -> Any:
+        return make_policy("fluid_resolving", self.system.edges, self.arrivals, self.system.parameters)
+
+    def _costs(self, table, paths, number, edge, options, prices_s) -> NDArray[np.float64]:
+        """What each grant cost, shape (runs, knots), seconds."""
+        runs = len(paths)
+        if self.cost_of == "price":
+            return prices_s
+        if self.cost_of == "own":
+            asked = table[table.request.to_numpy() == np.array(number)[table.replication % runs]]
+            inside = np.where(asked.edge >= 0, asked.left_s - asked.arrival_s, 0.0)
+            return inside.reshape(len(options), runs).T[:, 1:]
         gain = np.bincount(table.replication, table.gain_s, minlength=runs * len(options)).reshape(len(options), runs)
         asked = [(path.alpha[i], path.device_step_s[i]) for path, i in zip(paths, number)]
         alpha, device = np.array(asked).T
         transfer = self.system.transfer_s[edge]
         own = grant_value_s(alpha, device, options[:, None], transfer, self.system.parameters)  # (options, runs)
-        cost = (gain[0] - own[0] - (gain - own)).T[:, 1:]
-        kept = np.flatnonzero(forced.room[:runs])
-        return Samples(forced.x[kept], forced.base_s[kept], forced.unit_s[kept], cost[kept])
+        return (gain[0] - own[0] - (gain - own)).T[:, 1:]
 
     def _asked(self, paths: list[Path], rng: np.random.Generator) -> tuple[list[int], list[Path]]:
         """The first request after a random moment of each path; paths without one are left out."""

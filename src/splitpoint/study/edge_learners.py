@@ -12,10 +12,12 @@ from stable_baselines3 import PPO
 
 from splitpoint.checks import one_of, whole_number
 from splitpoint.edge import Decision, HiddenRegimes, LearnedCurve, Observation, System, draw_paths, load_curve, simulate
+from splitpoint.edge.policies import StatePrice
 from splitpoint.files import sha256
-from splitpoint.learning.curve_training import CONTEXT
+from splitpoint.learning.curve_training import CONTEXT, train_policy
 from splitpoint.learning.edge_env import MOST, EdgeGame, EdgeVecEnv
 from splitpoint.learning.replay import PrioritizedReplay
+from splitpoint.learning.rollouts import EdgeGround
 from splitpoint.learning.training import PrioritizedDQN
 from splitpoint.study import learned_price
 from splitpoint.study.living_edge import released_edge
@@ -31,9 +33,9 @@ class Learner:
     """What learns, and from what.
 
     Args:
-        what: ``ppo``, ``maskable``, ``recurrent`` or ``dqn``.
+        what: ``ppo``, ``maskable``, ``recurrent`` or ``dqn``, from rewards; or ``curve``, from samples of a cost.
         base: ``price`` (twice the marginal cost), ``curve`` (the learned one that ships) or ``nothing`` (one price).
-        reward: see ``EdgeGame``.
+        reward: see ``EdgeGame``; of a ``curve``, ``cost_of`` of ``EdgeGround``.
     """
 
     what: str
@@ -50,7 +52,12 @@ LEARNERS = {
     "recurrent PPO on the price rule": Learner("recurrent", "price", "relative"),
     "maskable PPO on the price rule": Learner("maskable", "price", "relative"),
     "DQN with prioritized replay on the price rule": Learner("dqn", "price", "relative"),
+    "curve of everybody's cost, same school": Learner("curve", "price", "everybody"),
+    "curve of one's own time (a bandit)": Learner("curve", "price", "own"),
+    "curve of the re-solver's price (imitation)": Learner("curve", "price", "price"),
 }
+#: paths and generations of those that learn a cost curve
+CURVES = dict(count=1_000, generations=3, epochs=60, knots=learned_price.EDGE_KNOTS)
 
 
 def base_curve(name: str) -> LearnedCurve | None:
@@ -99,17 +106,21 @@ class Acted:
         return self.env.game.decide(observation, np.clip(action.reshape(len(seen), -1, 2), -1, 1))
 
 
-def school(name: str, decisions: int, seed: int) -> Acted:
+def school(name: str, decisions: int, seed: int) -> Acted | LearnedCurve:
     """Train one of ``LEARNERS``.
 
     Args:
         name: which.
-        decisions: to learn from.
+        decisions: to learn from rewards; cost curves have their paths (``CURVES``).
         seed: of everything random.
     """
     one_of("name", name, LEARNERS)
     whole_number("decisions", decisions, 1)
     learner = LEARNERS[name]
+    if learner.what == "curve":
+        system, rule = System((released_edge(),)), StatePrice(0.0, 2.0)
+        ground = EdgeGround(system, SCHOOL, rule, 2.0, 15.0, learner.reward)
+        return train_policy([ground], features=CONTEXT, seed=1_000 + seed, **CURVES)
     game = EdgeGame(
         System((released_edge(),)), SCHOOL, 64, 128, learner.reward, base_curve(learner.base), seed=1_000 + seed
     )

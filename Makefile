@@ -11,8 +11,7 @@ JOBS ?= 2
 # TORCH=cu130 or another of its names takes a build for a GPU
 TORCH ?=
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
-# modules are compiled when they are imported first; most never are
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt $(INDEX)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
 .PHONY: figures test test-slow notebooks site profile train-mini assignments grade format lint mutants soak clean
 

@@ -211,7 +211,7 @@ def test_a_reload_goes_on_from_the_saved_packet(edge, phone, hybrid):
 
 def test_cancel_stops_the_device_and_tells_the_edge(edge, phone):
     done = len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json())
-    draw(phone, "red apple", step=20, alpha=100)
+    draw(phone, "red apple", step=4, alpha=20)
     phone.wait_for("document.getElementById('steps').value > 0")
     phone.ask("document.getElementById('cancel').click()")
     phone.wait_for("document.getElementById('result').textContent === 'Cancelled.'")

@@ -20,6 +20,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from splitpoint.checks import whole_number
 from splitpoint.files import can_write, project_root, sha256, write_atomically
 
 CELL_TIMEOUT_S = 3600
@@ -35,6 +36,7 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
         again: run even what is up to date.
         jobs: notebooks side by side; those that measure time run alone.
     """
+    whole_number("jobs", jobs, 1)
     root = project_root()
     paths = sorted(
         p for p in root.joinpath("notebooks").glob("[0-9]*.ipynb") if not names or p.stem.startswith(tuple(names))
@@ -225,7 +227,7 @@ def main() -> None:
     try:
         if not run_notebooks(arguments.names, arguments.mode, arguments.in_place, arguments.again, arguments.jobs):
             raise SystemExit(1)
-    except ValueError as error:  # no such notebook, or a place that cannot be written
+    except ValueError as error:  # no such notebook, no such number, or a place that cannot be written
         raise SystemExit(f"run_notebooks: {error}") from None
     print(f"all notebooks: {time.perf_counter() - start:.0f} s; figures are in figures/")
 

@@ -67,6 +67,8 @@ def test_in_place_keeps_the_mode_that_is_committed(project):
 def test_unknown_name_is_refused(project):
     with pytest.raises(ValueError, match="match no notebook"):
         run_notebooks(["99"], "fast")
+    with pytest.raises(ValueError, match="jobs=0"):
+        run_notebooks([], "fast", jobs=0)
 
 
 def test_a_kernel_that_dies_is_named_at_its_own_cell(project, capfd):

@@ -174,7 +174,8 @@ class EdgeGround:
         rng = np.random.default_rng([seed, 1])
         paths = draw_paths(self.system.edges, self.arrivals, seed, count)
         number, paths = self._asked(paths, rng)
-        runs, options = len(paths), np.append(0.0, knots if self.cost_of != "price" else [])
+        imitated = self._imitated
+        runs, options = len(paths), np.append(0.0, knots if imitated is None else [])
         edge = rng.integers(len(self.system.edges), size=runs)
         moment = np.array([path.arrival_s[i] for path, i in zip(paths, number)])
         forced = Forced(
@@ -183,7 +184,7 @@ class EdgeGround:
             np.tile(edge, len(options)),
             np.repeat(options.astype(int), runs),
             features,
-            self._imitated if self.cost_of == "price" else None,
+            imitated,
         )
         play = Simulation(self.system, paths * len(options))
         play.play(forced, close=False)
@@ -193,6 +194,9 @@ class EdgeGround:
 
     @cached_property
     def _imitated(self) -> Any:
+        """Whose price is the cost; None where time is."""
+        if self.cost_of != "price":
+            return None
         return make_policy("fluid_resolving", self.system.edges, self.arrivals, self.system.parameters)
 
     def _costs(self, table, paths, number, edge, options, prices_s) -> NDArray[np.float64]:

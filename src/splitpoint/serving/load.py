@@ -139,64 +139,65 @@ async def play(
     options: dict = dict(base_url=url, timeout=httpx.Timeout(give_up_s, connect=5.0), verify=httpx.create_ssl_context())
     options["limits"] = httpx.Limits(keepalive_expiry=3.0)
     began = perf_counter()
-    asking = [
-        _one(options, tokens[number % len(tokens)], row, began, pool if real[number] else None, scale)
-        for number, row in enumerate(requests.to_dict("records"))
-    ]
-    rows = await asyncio.gather(*asking)
+
+    async def come(number: int, row: dict) -> dict:
+        await asyncio.sleep(max(0.0, began + row["arrival_s"] - perf_counter()))
+        async with httpx.AsyncClient(**options) as client:
+            token = tokens[number % len(tokens)]
+            return await _one(client, token, row, began, pool if real[number] else None, scale)
+
+    rows = await asyncio.gather(*(come(number, row) for number, row in enumerate(requests.to_dict("records"))))
     if pool is not None:
         pool.shutdown()
     return pd.DataFrame(rows)
 
 
 async def _one(
-    options: dict, token: str, row: dict, began: float, pool: ProcessPoolExecutor | None, scale: float
+    client: httpx.AsyncClient, token: str, row: dict, began: float, pool: ProcessPoolExecutor | None, scale: float
 ) -> dict:
     """One person: ask, wait for the packet, let the device work, say what it took."""
-    await asyncio.sleep(max(0.0, began + row["arrival_s"] - perf_counter()))
     asked = perf_counter()
     out = dict(row, late_s=asked - began - row["arrival_s"], status=0, steps=0, computed=pool is not None)
     headers = {"Authorization": f"Bearer {token}"}
     body = {name: row[name] for name in ("prompt", "seed", "device_step_s", "alpha")}
     try:
-        async with httpx.AsyncClient(**options) as client:
-            answer = await client.post("/v1/requests", json=body, headers=headers)
-            out["status"], out["answer_s"] = answer.status_code, perf_counter() - asked
-            if answer.status_code != 202:
+        answer = await client.post("/v1/requests", json=body, headers=headers)
+        out["status"], out["answer_s"] = answer.status_code, perf_counter() - asked
+        if answer.status_code != 202:
+            return out
+        said = answer.json()
+        out |= {f"predicted_{name}": value for name, value in said["predicted"].items()}
+        out["id"], out["steps"] = said["id"], said["steps"]
+        content = None
+        while said["granted"] and content is None:
+            got = await client.get(f"/v1/requests/{said['id']}/packet", params={"wait": 25}, headers=headers)
+            if got.status_code not in (200, 202):
+                out["status"] = got.status_code
                 return out
-            said = answer.json()
-            out |= {f"predicted_{name}": value for name, value in said["predicted"].items()}
-            out["id"], out["steps"] = said["id"], said["steps"]
-            content = None
-            while said["granted"] and content is None:
-                got = await client.get(f"/v1/requests/{said['id']}/packet", params={"wait": 25}, headers=headers)
-                if got.status_code not in (200, 202):
-                    out["status"] = got.status_code
-                    return out
-                if got.status_code == 200:
-                    content = got.content
-                    out |= json.loads(got.headers["x-spans"])
-            received = perf_counter()
-            pace = row["device_step_s"] * said["split_point"] / scale
-            decode_s = 0.0
-            if pool is not None:
-                from splitpoint.serving.home import draw_at_home
+            if got.status_code == 200:
+                content = got.content
+                out |= json.loads(got.headers["x-spans"])
+        received = perf_counter()
+        pace = row["device_step_s"] * said["split_point"] / scale
+        decode_s = 0.0
+        if pool is not None:
+            from splitpoint.serving.home import draw_at_home
 
-                loop = asyncio.get_running_loop()
-                job = row["prompt"], row["seed"], said, content, None
-                decode_s = (await loop.run_in_executor(pool, draw_at_home, *job))[1]
-            await asyncio.sleep(max(0.0, received + pace + decode_s - perf_counter()))
-            done = perf_counter()
-            edge_s = sum(out.get(name, 0.0) for name in ("queue_s", "steps_s", "hand_over_s", "held_s"))
-            seconds = dict(
-                transfer_s=max(0.0, received - asked - edge_s),
-                device_s=done - received - decode_s,
-                decode_s=decode_s,
-                total_s=done - asked,
-            )
-            out |= seconds
-            out["late"] = seconds["device_s"] > pace + max(0.05 * row["device_step_s"], 0.005)
-            await client.post(f"/v1/requests/{said['id']}/ack", json=seconds, headers=headers)
+            loop = asyncio.get_running_loop()
+            job = row["prompt"], row["seed"], said, content, None
+            decode_s = (await loop.run_in_executor(pool, draw_at_home, *job))[1]
+        await asyncio.sleep(max(0.0, received + pace + decode_s - perf_counter()))
+        done = perf_counter()
+        edge_s = sum(out.get(name, 0.0) for name in ("queue_s", "steps_s", "hand_over_s", "held_s"))
+        seconds = dict(
+            transfer_s=max(0.0, received - asked - edge_s),
+            device_s=done - received - decode_s,
+            decode_s=decode_s,
+            total_s=done - asked,
+        )
+        out |= seconds
+        out["late"] = seconds["device_s"] > pace + max(0.05 * row["device_step_s"], 0.005)
+        await client.post(f"/v1/requests/{said['id']}/ack", json=seconds, headers=headers)
     except httpx.HTTPError as error:
         out["failure"] = type(error).__name__
     return out

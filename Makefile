@@ -27,7 +27,7 @@ test-slow: $(VENV)/.extras
 
 # the same as figures, but writes the outputs into notebooks/ for committing
 notebooks: $(VENV)/.installed
-	$(BIN)/python scripts/run_notebooks.py --mode $(MODE) --in-place
+	$(BIN)/python scripts/run_notebooks.py --mode $(MODE) --jobs $(JOBS) --in-place
 
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.11" % v)'

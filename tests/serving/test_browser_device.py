@@ -198,7 +198,7 @@ def test_one_that_the_edge_refuses_draws_all_steps(phone, hybrid):
 
 
 def test_a_reload_goes_on_from_the_saved_packet(edge, phone, hybrid):
-    draw(phone, "red apple", step=0.5, alpha=20)
+    draw(phone, "red apple", step=0.5, alpha=100)  # so much that the device has steps left on any machine
     phone.wait_for("sessionStorage.getItem('packet')")
     phone.call("Page.reload")
     phone.wait_for("document.getElementById('decision').textContent")
@@ -211,8 +211,8 @@ def test_a_reload_goes_on_from_the_saved_packet(edge, phone, hybrid):
 
 def test_cancel_stops_the_device_and_tells_the_edge(edge, phone):
     done = len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json())
-    draw(phone, "red apple", step=4, alpha=20)
-    phone.wait_for("document.getElementById('steps').value > 0")
+    draw(phone, "red apple", step=4, alpha=100)
+    phone.wait_for("!document.getElementById('steps').hidden && document.getElementById('steps').value > 0")
     phone.ask("document.getElementById('cancel').click()")
     phone.wait_for("document.getElementById('result').textContent === 'Cancelled.'")
     assert phone.ask("document.getElementById('go').disabled") is False

@@ -5,13 +5,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODE ?= fast
 SIZE ?= small
-# notebooks side by side, those that measure time excepted
+# notebooks side by side; those that measure time come first, each alone
 JOBS ?= 2
 # TORCH=cpu takes PyTorch's processor-only build (200 MB) where the default index has the one with CUDA (2.7 GB: Linux);
 # TORCH=cu130 or another of its names takes a build for a GPU
 TORCH ?=
 INDEX := $(if $(TORCH),--extra-index-url https://download.pytorch.org/whl/$(TORCH))
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
+# modules are compiled when they are first imported: two minutes less than compiling all of them
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check --constraint constraints.txt $(INDEX)
 
 .PHONY: figures test test-slow notebooks site profile train-mini assignments grade format lint mutants soak clean
 

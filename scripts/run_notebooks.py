@@ -2,7 +2,8 @@
 
 Executed copies go to ``build/notebooks/``, figures to ``figures/``. A notebook that ran to its end is not run again
 until it, the package, the data or the mode changes, so an interrupted run continues where it stopped. With several
-jobs, notebooks run side by side, a thread each, except those that measure time (``runs_alone`` in their metadata).
+jobs, those that measure time run first, each alone (``runs_alone`` in their metadata), then the others side by side, a
+thread each.
 """
 
 import argparse
@@ -12,7 +13,6 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
         mode: ``fast`` or ``full``, set in each notebook's ``parameters`` cell.
         in_place: write outputs back into ``notebooks/`` (for committing them).
         again: run even what is up to date.
-        jobs: notebooks side by side; those that measure time run alone.
+        jobs: notebooks side by side; those that measure time run alone, and first.
     """
     whole_number("jobs", jobs, 1)
     root = project_root()
@@ -60,17 +60,11 @@ def run_notebooks(names: list[str], mode: str, in_place: bool = False, again: bo
     return True
 
 
-def _groups(paths: list[Path]) -> Iterator[list[Path]]:
-    """Neighbours that may run side by side; one that measures time is a group of its own."""
-    group: list[Path] = []
-    for path in paths:
-        if json.loads(path.read_text())["metadata"].get("runs_alone"):
-            yield from (found for found in (group, [path]) if found)
-            group = []
-        else:
-            group.append(path)
-    if group:
-        yield group
+def _groups(paths: list[Path]) -> list[list[Path]]:
+    """Those that measure time, each alone; then the others, which may run side by side."""
+    alone = [path for path in paths if json.loads(path.read_text())["metadata"].get("runs_alone")]
+    together = [path for path in paths if path not in alone]
+    return [*([path] for path in alone), *([together] if together else [])]
 
 
 class _Runner:

@@ -105,6 +105,7 @@ def check_schedule(plan, size=None):
         assert_same(taken[row], alone(key_of(request), size)[step], exact=size is not None)
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(rows, min_size=1, max_size=8))
 def test_every_row_is_what_it_would_have_been_alone(plan):

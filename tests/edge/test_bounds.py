@@ -43,6 +43,7 @@ def cost_of(steps, first, tick_costs):
     return sum(tick_costs[t, :b].sum() for t, b in enumerate(members))
 
 
+@pytest.mark.slow
 def test_circulation_is_brute_force_on_a_thousand_small_instances():
     rng = np.random.default_rng(0)
     for _ in range(1000):

@@ -109,20 +109,21 @@ def test_two_run_side_by_side_and_one_that_measures_time_alone(project, capfd):
     for name, mode in (("00_a", "w"), ("01_b", "r")):
         meets = f"open('../meeting', '{mode}').close(); open('../figures/fig{name[:2]}.png', 'w').close()"
         write_notebook(project, f"{name}.ipynb", 'MODE = "fast"', meets)
-    for name, alone in (("02_c", True), ("03_d", False), ("04_e", False)):
+    for name, alone in (("02_c", False), ("03_d", True), ("04_e", True)):
         body = f"{log}.write('{name} begins\\n'); {log}.write('{name} ends\\n')"
         write_notebook(project, f"{name}.ipynb", 'MODE = "fast"', body, alone=alone)
     (project / "figures").mkdir()
     assert run_notebooks([], "fast", jobs=2)
     out = capfd.readouterr().out
     assert out.count("s, 1 figures") == 2 and out.count("s, 0 figures") == 3
-    assert (project / "log").read_text().splitlines()[:2] == ["02_c begins", "02_c ends"]
+    lines = (project / "log").read_text().splitlines()
+    assert lines[:4] == [f"{name} {what}" for name in ("03_d", "04_e") for what in ("begins", "ends")]
     assert run_notebooks([], "fast", jobs=2) and capfd.readouterr().out.count("up to date") == 5
 
 
 def test_after_a_failure_no_other_begins(project, capfd):
-    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "raise KeyError('lost')")
-    write_notebook(project, "01_b.ipynb", 'MODE = "fast"', alone=True)
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "raise KeyError('lost')", alone=True)
+    write_notebook(project, "01_b.ipynb", 'MODE = "fast"')
     for jobs in (1, 2):
         assert not run_notebooks([], "fast", jobs=jobs)
         assert "01_b" not in capfd.readouterr().out

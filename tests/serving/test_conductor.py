@@ -1,6 +1,8 @@
 """The conductor against the simulator: the same requests, the same step times, the same events and decisions."""
 
+import copy
 import heapq
+from functools import cache
 
 import numpy as np
 import pytest
@@ -47,15 +49,20 @@ def drive(policy, path, system=SYSTEM, until_s=np.inf):
 
 SLOW = ("rollout", "hindsight_duals", "adaptive_price")  # to tune, not to serve
 PLAIN = [name for name in policies() if "window" not in name and name not in SLOW]
+EXPECTED = Poisson(12.0, horizon_s=20.0)
+tuned = cache(lambda name: make_policy(name, [EDGE], EXPECTED))
+
+
+def fresh(name):
+    """A policy that has seen nothing yet, tuned once."""
+    return copy.deepcopy(tuned(name))
 
 
 @pytest.mark.parametrize("name", PLAIN)
 def test_the_engine_is_the_simulator_event_by_event(name):
-    arrivals = Poisson(12.0, horizon_s=20.0)
-    (path,) = draw_paths([EDGE], arrivals, seed=3)
-    policy = make_policy(name, [EDGE], arrivals)
-    table = simulate([EDGE], [path], policy, close=False)
-    conductor, joined, left = drive(make_policy(name, [EDGE], arrivals), path)
+    (path,) = draw_paths([EDGE], EXPECTED, seed=3)
+    table = simulate([EDGE], [path], fresh(name), close=False)
+    conductor, joined, left = drive(fresh(name), path)
     served = table[table.edge >= 0]
     granted = {e.ids[0]: e.steps[0] for e in conductor.log if e.kind == "ask"}
     assert [granted[i] for i in range(len(path))] == table.granted_steps.tolist()
@@ -66,11 +73,10 @@ def test_the_engine_is_the_simulator_event_by_event(name):
 
 @pytest.mark.parametrize("name", ["first_come", "state_price", "replanning", "mirror_descent"])
 def test_a_log_decides_everything_again(name):
-    arrivals = Poisson(12.0, horizon_s=10.0)
-    (path,) = draw_paths([EDGE], arrivals, seed=5)
-    conductor, *_ = drive(make_policy(name, [EDGE], arrivals), path)
+    (path,) = draw_paths([EDGE], Poisson(12.0, horizon_s=10.0), seed=5)
+    conductor, *_ = drive(fresh(name), path)
     log = [Event.from_dict(event.to_dict()) for event in conductor.log]
-    answers = replay(log, SYSTEM, make_policy(name, [EDGE], arrivals))
+    answers = replay(log, SYSTEM, fresh(name))
     assert len(answers) == len(path)
     assert all(then == now for _, then, now in answers)
 

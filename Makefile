@@ -22,7 +22,7 @@ figures: $(VENV)/.installed
 
 test: $(VENV)/.extras
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
-	@echo "make test-slow runs the others: servers, browsers, kills, classes, trainings"
+	@echo "make test-slow runs the others: servers, browsers, kernels, kills, classes, trainings"
 
 test-slow: $(VENV)/.extras
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow

@@ -5,6 +5,8 @@ import pytest
 
 from scripts.run_notebooks import run_notebooks
 
+pytestmark = pytest.mark.slow  # kernels
+
 
 def write_notebook(folder, name, *sources, alone=False):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(s) for s in sources])

@@ -76,6 +76,7 @@ def test_the_twins_agent_keeps_its_promise_at_every_rate_and_level():
     assert judge_twin(curve, (0.5, 3.0), ((1.0, 2.0, 4.0), (8.0,))).share.min() > 0.995
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["PPO on the price rule", "maskable PPO on the price rule", "recurrent PPO on the price rule"]
 )

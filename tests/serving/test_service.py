@@ -232,7 +232,8 @@ def test_a_packet_that_nobody_fetches_expires():
     with_service(scenario, replace(PLENTY, keep_s=0.05))
 
 
-def test_the_policy_is_served_as_it_is_simulated():
+@pytest.mark.parametrize("name", ["posted_price", pytest.param("state_price", marks=pytest.mark.slow)])
+def test_the_policy_is_served_as_it_is_simulated(name):
     """Decisions of a service = decisions of the simulator's core on the service's own log."""
     from splitpoint.edge import make_policy
     from splitpoint.serving.conductor import Event, replay
@@ -245,12 +246,12 @@ def test_the_policy_is_served_as_it_is_simulated():
             for _ in range(rng.randrange(4)):
                 await asyncio.sleep(0)
         log = [Event.from_dict(line) for line in service.log()]
-        policy = make_policy("myopic", service.system.edges, expected_on(service.system), service.system.parameters)
+        policy = make_policy(name, service.system.edges, expected_on(service.system), service.system.parameters)
         answers = replay(log, service.system, policy)
         assert len(answers) == 200 and all(then == now for _, then, now in answers)
         assert len({then for _, then, _ in answers}) > 1
 
-    with_service(scenario, replace(PLENTY, policy="myopic"))
+    with_service(scenario, replace(PLENTY, policy=name))
 
 
 @pytest.mark.parametrize(

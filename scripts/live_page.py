@@ -67,7 +67,7 @@ class Page:
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, longest_s: float = 30.0) -> None:
+    def wait_for(self, expression: str, longest_s: float = 60.0) -> None:
         """Until an expression is true."""
         until(lambda: self.ask(expression), f"the page never came to {expression}", longest_s)
 
@@ -141,7 +141,7 @@ def _exchange(socket, number: int, method: str, parameters: dict, hear) -> dict:
             return said.get("result", {})
 
 
-def until(true, otherwise: str, longest_s: float = 30.0) -> None:
+def until(true, otherwise: str, longest_s: float = 60.0) -> None:
     """Look again and again; ``TimeoutError`` with these words if it takes too long."""
     latest = time.monotonic() + longest_s
     while not true():

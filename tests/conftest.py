@@ -1,6 +1,11 @@
 import pytest
+from hypothesis import settings
 
 from splitpoint.files import project_root
+
+# tests time nothing: an example that is slow on a busy machine is no failure
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

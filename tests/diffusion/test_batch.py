@@ -106,19 +106,19 @@ def check_schedule(plan, size=None):
 
 
 @pytest.mark.slow
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, suppress_health_check=list(HealthCheck))
 @given(st.lists(rows, min_size=1, max_size=8))
 def test_every_row_is_what_it_would_have_been_alone(plan):
     check_schedule(plan)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(rows, min_size=1, max_size=8))
 def test_in_a_batch_of_fixed_shape_to_the_last_bit(plan):
     check_schedule(plan, size=8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(requests, st.integers(0, 7), st.sampled_from([None, 3]))
 def test_a_packet_goes_on_as_if_nothing_had_happened(request_, step, size):
     """Split equals unsplit to the last bit, for every sampler and split, under the same table and shape."""

@@ -85,7 +85,7 @@ def assert_same(table, log):
         assert joined == pytest.approx(row.joined_s, abs=1e-6, nan_ok=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     gaps=st.lists(st.integers(1, 4000), min_size=1, max_size=25),
     steps=st.lists(st.integers(0, 40), min_size=25, max_size=25),

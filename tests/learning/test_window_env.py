@@ -38,7 +38,7 @@ def test_checkers_find_nothing(features):
 
 
 @given(instances(max_users=20), OPTIONS, st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rewards_sum_to_the_plan_evaluated_directly(instance, options, seed):
     features, reward, order = options
     env = OffloadingEnv(features=features, reward=reward, order=order, max_users=20)
@@ -65,7 +65,7 @@ def test_the_episode_ends_when_the_batch_is_full_and_the_rest_is_denied():
 
 
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=12), OPTIONS, st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_window_and_many_agree_exactly(seeds, options, seed):
     features, reward, order = options
     drawn = [sample_instance(1 + s % 20, 4 + s % 13, np.random.default_rng(s)) for s in seeds]

@@ -70,7 +70,7 @@ def window(edge, users=4, seed=0, **parameters):
     st.floats(0.001, 20), st.floats(-300, 500), st.floats(0.05, 1.5), st.floats(0, 1e6), st.floats(-1e3, 1e3),
     st.integers(1, 400), st.floats(0, 1), st.booleans(),
 )  # fmt: skip
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_split_point_of_a_fine_grid_beats_the_closed_form(a, b, c, alpha, saving, steps, share, whole):
     parameters = SystemParameters(num_steps=steps, min_split=int(share * steps), accuracy=AccuracyModel(a, b, c))
     found = float(optimal_split(alpha, saving, parameters, whole))
@@ -162,7 +162,7 @@ def test_early_exit_is_exact_where_marginal_costs_rise(edge):
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.2), st.floats(0, 0.2), st.floats(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_other_costs_count_in_the_utility_and_not_in_the_latency(seed, edge_cost, device_cost, handover):
     costs = dict(edge_step_cost_s=edge_cost, device_step_cost_s=device_cost, handover_cost_s=handover)
     plain = sample_instance(5, 4, np.random.default_rng(seed))

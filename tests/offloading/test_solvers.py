@@ -48,7 +48,7 @@ def best_by_evaluation(instance):
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(instances(max_users=6))
 def test_brute_force_tries_every_subset(instance):
     assert close(utility(instance, solve(instance, "brute_force")), best_by_evaluation(instance))
@@ -157,7 +157,7 @@ def test_a_faster_edge_never_lowers_the_optimum(instance, factor):
         assert fast >= slow - 1e-9 * (1 + abs(slow))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(instances(max_users=12))
 def test_every_plan_is_feasible_and_none_beats_exact(instance):
     best = utility(instance, solve(instance))

@@ -18,7 +18,7 @@ from splitpoint.offloading.solvers import plan_for
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["released", "corrected"]), st.integers(1, 18))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_many_windows_agree_with_one_at_a_time(seed, transmission, max_batch):
     rng = np.random.default_rng(seed)
     windows = Scenario(

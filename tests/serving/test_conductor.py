@@ -146,7 +146,7 @@ class TestForecast:
         assert promise.longest_s >= promise.expected_s
 
     @given(st.lists(st.integers(1, 20), max_size=9), st.integers(1, 20), st.floats(0.0, 40.0), st.integers(0, 6))
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     def test_never_below_alone_and_never_above_full(self, others, steps, rate, seen):
         table = EDGE.step_table_s()[1:]
         forecast = Forecast(table)

@@ -98,14 +98,14 @@ def _compute(name: str, function, tasks: Sequence[dict], identity: dict, command
     start, path = time.perf_counter(), results_path(f"{name}.csv")
     draft = results_path(f"{name}.parts", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
     draft.mkdir(parents=True, exist_ok=True)
-    found = {i: rows for i in range(len(tasks)) if (rows := _read_part(draft / f"{i}.json")) is not None}
+    found = {i: rows for i in range(len(tasks)) if (rows := read_part(draft / f"{i}.json")) is not None}
     missing = [i for i in range(len(tasks)) if i not in found]
     before = len(found)
     calls = (joblib.delayed(_run_one)(function, tasks[i], i) for i in missing)
     finished = cast(Iterable, joblib.Parallel(n_jobs=-1, return_as="generator_unordered")(calls))
     with progress_bar(name, len(missing)) as bar:
         for index, rows in finished:
-            found[index] = _write_part(draft / f"{index}.json", rows)
+            found[index] = write_part(draft / f"{index}.json", rows)
             bar.update()
     rows = [row for i in range(len(tasks)) for row in found[i]]
     if not rows:
@@ -133,14 +133,14 @@ def _plain(value: object):
     raise TypeError(f"settings hold {value!r}, which is not JSON serialisable")
 
 
-def _write_part(path: Path, rows: list[dict]) -> list[dict]:
+def write_part(path: Path, rows: list[dict]) -> list[dict]:
     """Keep a finished part with its checksum, and return it as it is read back."""
     text = json.dumps(rows, default=_plain)
     write_atomically(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
     return json.loads(text)
 
 
-def _read_part(path: Path) -> list[dict] | None:
+def read_part(path: Path) -> list[dict] | None:
     """A part that was finished before; none if it is not there, or was cut or changed since."""
     try:
         checksum, _, text = path.read_text(encoding="utf-8").partition("\n")

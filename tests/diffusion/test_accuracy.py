@@ -132,22 +132,27 @@ def test_an_interrupted_measurement_goes_on_to_the_same_table(measure, tmp_path,
     pd.testing.assert_frame_equal(resumed, whole)
     assert (tmp_path / "broken.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     pd.testing.assert_frame_equal(measure(path=tmp_path / "whole.csv"), whole)
-    assert len(drawn) == 5 and not list(tmp_path.glob("*partial*"))
+    assert len(drawn) == 5 and not list(tmp_path.glob("*.parts"))
 
 
-def test_a_draft_that_was_cut_or_changed_is_measured_again(measure, tmp_path, monkeypatch, capsys):
+def test_a_part_that_was_cut_or_changed_is_measured_again(measure, tmp_path, monkeypatch, capsys):
     whole = measure(path=tmp_path / "whole.csv")
     monkeypatch.setattr(accuracy, "write_meta", lambda *_, **__: 1 / 0)  # as if killed when all cases were there
     with pytest.raises(ZeroDivisionError):
         measure(path=tmp_path / "broken.csv")
     monkeypatch.undo()
-    draft = tmp_path / "broken.partial.csv"
-    content = draft.read_bytes()
-    for damaged in (content[:-9], content.replace(b"cat", b"cow"), b"", b"[]\n"):
+    parts = sorted(tmp_path.glob("broken.parts/*/*.json"))
+    kept = {part: part.read_bytes() for part in parts}
+    assert len(parts) == 4
+    content = kept[parts[0]]
+    for damaged in (content[:-9], content.replace(b"0.", b"1."), b"", b"[]\n"):
         (tmp_path / "broken.csv").unlink()
-        draft.write_bytes(damaged)
+        parts[0].parent.mkdir(parents=True, exist_ok=True)
+        for part in parts:
+            part.write_bytes(kept[part])
+        parts[0].write_bytes(damaged)
         pd.testing.assert_frame_equal(measure(path=tmp_path / "broken.csv"), whole)
-        assert "broken.partial.csv was cut off or changed" in capsys.readouterr().out
+        assert f"{parts[0].name} of broken.parts was cut off or changed" in capsys.readouterr().out
 
 
 def test_another_measurement_under_the_same_name_is_refused(measure, tmp_path):

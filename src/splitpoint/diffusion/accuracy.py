@@ -9,8 +9,10 @@ import argparse
 import hashlib
 import io
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -28,6 +30,7 @@ from splitpoint.diffusion.judges import Distance, Judges, mini_judges
 from splitpoint.diffusion.packet import check_prompt
 from splitpoint.files import can_write, data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
+from splitpoint.tables import read_part, write_part
 
 MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")  # of the committed measurement, whoever may come later
 SCHEDULES = {  # other ways to space the steps over the noise levels, each as settings of ``HybridPipeline``
@@ -291,51 +294,43 @@ def load_calibration(path: str | Path | None = None) -> Calibration:
 
 
 class _Finished:
-    """The finished cases of a measurement, kept in a draft beside the final file until all are there."""
+    """The finished cases of a measurement: each a part in a folder beside the final file until all are there."""
 
     def __init__(self, path: str | Path | None, settings: dict):
         self.path, self.settings, self.rows = None if path is None else Path(path), settings, {}
         if self.path is None:
             return
         can_write("path", self.path)
-        self.draft = self.path.with_name(f"{self.path.stem}.partial.csv")
+        identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+        self.folder = self.path.with_name(f"{self.path.stem}.parts") / identity
         if self.path.exists():
-            self._take(self.path.read_text(), read_meta(self.path)["settings"], self.path.name)
-        elif self.draft.exists():
-            self._go_on(*self.draft.read_text(errors="replace").split("\n", 1))
+            self._take(pd.read_csv(self.path), read_meta(self.path)["settings"])
+            return
+        for part in sorted(self.folder.glob("*.json")):
+            if (rows := read_part(part)) is None:
+                print(f"{part.name} of {self.folder.parent.name} was cut off or changed; its case is measured again")
+            else:
+                self._take(pd.DataFrame(rows), settings)
 
-    def _go_on(self, first: str = "", text: str = "") -> None:
-        try:
-            said = json.loads(first.removeprefix("# "))
-            whole = said["sha256"] == hashlib.sha256(text.encode()).hexdigest()
-        except (ValueError, TypeError, KeyError):
-            whole, said = False, {}
-        if whole:
-            self._take(text, said["settings"], self.draft.name)
-        else:
-            print(f"{self.draft.name} was cut off or changed; its cases are measured again")
-
-    def _take(self, text: str, settings: dict, name: str) -> None:
+    def _take(self, table: pd.DataFrame, settings: dict) -> None:
         differing = [key for key, value in json.loads(json.dumps(self.settings)).items() if settings.get(key) != value]
-        if differing:
+        if differing and self.path is not None:
             raise ValueError(
-                f"path: {name} holds another measurement (other {', '.join(differing)}); "
+                f"path: {self.path.name} holds another measurement (other {', '.join(differing)}); "
                 "choose another path or remove the file"
             )
-        table = pd.read_csv(io.StringIO(text))
-        self.rows = {case: rows for case, rows in table.groupby(["prompt", "seed"], sort=False)}
+        self.rows |= {case: rows for case, rows in table.groupby(["prompt", "seed"], sort=False)}
 
     def __contains__(self, case: tuple[str, int]) -> bool:
         return case in self.rows
 
     def add(self, rows: pd.DataFrame) -> None:
-        text = rows.to_csv(index=False, float_format="%.6g")
-        rows = pd.read_csv(io.StringIO(text))
-        self.rows[rows["prompt"].iloc[0], int(rows["seed"].iloc[0])] = rows
+        rows = pd.read_csv(io.StringIO(rows.to_csv(index=False, float_format="%.6g")))
+        prompt, seed = rows["prompt"].iloc[0], int(rows["seed"].iloc[0])
+        self.rows[prompt, seed] = rows
         if self.path is not None:
-            text = pd.concat(self.rows.values()).to_csv(index=False)
-            said = dict(settings=self.settings, sha256=hashlib.sha256(text.encode()).hexdigest())
-            write_atomically(self.draft, f"# {json.dumps(said)}\n{text}".encode())
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_part(self.folder / f"{noise_seed(prompt, seed)}.json", rows.to_dict("records"))
 
     def table(self, cases: list[tuple[str, int]], command: str) -> pd.DataFrame:
         table = pd.concat([self.rows[case] for case in cases], ignore_index=True)
@@ -349,7 +344,9 @@ class _Finished:
                 prompts=list(dict.fromkeys(prompt for prompt, _ in cases)),
                 seeds=sorted({seed for _, seed in cases}),
             )
-            self.draft.unlink(missing_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # another setting of the same table may be under way
+                self.folder.parent.rmdir()
         return table
 
 

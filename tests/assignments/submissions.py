@@ -30,6 +30,7 @@ WRONG = [
         {"ps1_order_test"},
     ),
     ("ps1", "the visible line hard-coded", "ps1_fit", "return k, h", "return 0.2, 0.3", {"ps1_fit_test"}),
+    ("ps1", "no negative intercept", "ps1_fit", "return k, h", "return k, max(h, 0)", {"ps1_fit_test"}),
     (
         "ps1",
         "normal quantile instead of Student's",
@@ -44,6 +45,14 @@ WRONG = [
         "ps1_fails",
         "abs(median - line.step_latency_s(size))",
         "(median - line.step_latency_s(size))",
+        {"ps1_fails_test"},
+    ),
+    (
+        "ps1",
+        "a share of the line instead of the median",
+        "ps1_fails",
+        "> tolerance * median",
+        "> tolerance * line.step_latency_s(size)",
         {"ps1_fails_test"},
     ),
     ("ps1", "the visible failure hard-coded", "ps1_fails", "    return None", "    return 16", {"ps1_fails_test"}),

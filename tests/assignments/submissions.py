@@ -388,6 +388,14 @@ WRONG = [
     ("ps4", "the given state changed", "ps4_step", "state.granted.copy()", "state.granted", {"ps4_step_test"}),
     (
         "ps4",
+        "the rest counted when the batch is full",
+        "ps4_step",
+        "State(state.gains, state.turn + 1, granted)",
+        "State(state.gains, users if done else state.turn + 1, granted)",
+        {"ps4_step_test"},
+    ),
+    (
+        "ps4",
         "the visible rewards hard-coded",
         "ps4_step",
         "value[1] - value[0], bool(done)",

@@ -455,6 +455,14 @@ WRONG = [
     ("ps5", "a step is charged without those who join", "ps5_step", "k * len(inside) + h", "k + h", {"ps5_step_test"}),
     (
         "ps5",
+        "newcomers join at the front",
+        "ps5_step",
+        "inside + waiting[:room]",
+        "waiting[:room] + inside",
+        {"ps5_step_test"},
+    ),
+    (
+        "ps5",
         "no end to the batch",
         "ps5_inside",
         "np.minimum(np.arange(1, highest + 1), most)",
@@ -472,6 +480,22 @@ WRONG = [
         {"ps5_price_test"},
     ),
     ("ps5", "everybody is granted", "ps5_steps", "    net[:, 0] = 0.0\n", "    net[:, 0] = -1e9\n", {"ps5_steps_test"}),
+    (
+        "ps5",
+        "all steps at home taken as perfect",
+        "ps5_steps",
+        "(accuracy - accuracy[0])",
+        "(accuracy - 1)",
+        {"ps5_steps_test"},
+    ),
+    (
+        "ps5",
+        "the package's steps",
+        "ps5_steps",
+        "    return np.argmax(net, axis=1)",
+        "    from splitpoint.edge import best_steps\n\n    return best_steps(alpha, device_step_s, price, transfer_s)[0]",
+        {"ps5_steps_test"},
+    ),
     (
         "ps5",
         "the price is paid to the user",

@@ -1,7 +1,8 @@
 """Hand out and grade: ``grade.py release`` writes release/, ``grade.py grade [ps2 …]`` grades submitted/.
 
 Submissions lie in ``submitted/<student>/<assignment>/<assignment>.ipynb``. Grading runs nbgrader's autograder, writes
-feedback as HTML into ``feedback/``, prints what is wrong with a file's cells, and a table of scores (``feedback/scores.csv``).
+feedback as HTML into ``feedback/``, prints what is wrong with a file's cells and which ran out of time, and a table of
+scores. Every cell's points go into ``feedback/scores.csv``, beside those of assignments that were graded before.
 """
 
 import argparse
@@ -86,6 +87,17 @@ def cell_faults(released: nbformat.NotebookNode, submitted: nbformat.NotebookNod
     return faults
 
 
+def stopped_cells(graded: nbformat.NotebookNode, limit_s: float) -> list[str]:
+    """Cells of a graded notebook that ran into the limit of time, in words; those without a name by place and first line."""
+    faults = []
+    for number, cell in enumerate(graded.cells, 1):
+        if any(output.get("ename") == "CellTimeoutError" for output in cell.get("outputs", ())):
+            place = f"number {number} ({cell.source.strip().split(chr(10))[0]})"
+            name = cell.metadata.nbgrader.grade_id if _has_id(cell) else place
+            faults.append(f"cell {name} was stopped after {limit_s:g} s, the limit")
+    return faults
+
+
 def grade(names: list[str], course: Path = COURSE) -> dict[tuple[str, str], dict]:
     """Grade all submissions of the given assignments and write their feedback.
 
@@ -95,7 +107,8 @@ def grade(names: list[str], course: Path = COURSE) -> dict[tuple[str, str], dict
 
     Returns:
         For each (student, assignment): ``score``, ``max_score``, ``to_read`` (points of open questions that somebody
-        still has to read), ``cells`` (grade id to score, None where unread) and ``faults`` (see cell_faults).
+        still has to read), ``cells`` (grade id to score, None where unread) and ``faults`` (see cell_faults and
+        stopped_cells).
     """
     api, table = open_course(course), {}
     for path in sorted(course.glob("submitted/*/*/*.ipynb")):
@@ -111,6 +124,8 @@ def grade(names: list[str], course: Path = COURSE) -> dict[tuple[str, str], dict
             faults, row = [f"not graded: {str(error).strip().splitlines()[-1]}"], {"score": None, "cells": {}}
         else:
             row = _scores(api.coursedir.db_url, student, name)
+            graded = nbformat.read(course / "autograded" / student / name / f"{name}.ipynb", as_version=4)
+            faults += stopped_cells(graded, api.config.Execute.timeout)
         table[student, name] = {**row, "faults": faults}
         for fault in faults:
             print(f"{student}, {name}: {fault}")
@@ -118,19 +133,29 @@ def grade(names: list[str], course: Path = COURSE) -> dict[tuple[str, str], dict
 
 
 def print_table(table: dict[tuple[str, str], dict], path: Path) -> None:
-    """Print the scores and write them, with every cell's points, as CSV."""
+    """Print the scores and write every cell's points as CSV; the file's rows of other assignments stay."""
     path.parent.mkdir(exist_ok=True)
+    graded = {name for _, name in table}
+    rows = [row for row in _read_rows(path) if row[1] not in graded]
+    for (student, name), row in table.items():
+        rows += [[student, name, cell, score] for cell, score in row["cells"].items()]
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["student", "assignment", "cell", "score"])
-        for (student, name), row in table.items():
-            writer.writerows([student, name, cell, score] for cell, score in row["cells"].items())
+        writer.writerows(sorted(rows, key=lambda row: row[:2]))  # stable: cells in the order of the notebook
     print(f"\n{'student':<20}{'assignment':<12}{'score':>8}{'of':>6}{'still to read':>16}")
     for (student, name), row in table.items():
         if row["score"] is None:
             print(f"{student:<20}{name:<12}{'not graded':>14}")
         else:
             print(f"{student:<20}{name:<12}{row['score']:>8g}{row['max_score']:>6g}{row['to_read']:>16g}")
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.reader(file) if len(row) == 4][1:]
 
 
 def _scores(db_url: str, student: str, name: str) -> dict:

@@ -227,3 +227,33 @@ def test_through_nbgrader(course, capsys):
     grade.print_table(table, course / "feedback" / "scores.csv")
     assert "not graded" in capsys.readouterr().out
     assert "tampered,ps2,ps2_whole_test,0" in (course / "feedback" / "scores.csv").read_text()
+
+
+def test_cells_that_run_out_of_time_are_named(course, tmp_path, capsys):
+    folder = shutil.copytree(course, tmp_path / "course", ignore=shutil.ignore_patterns("submitted", "autograded"))
+    settings = folder / "nbgrader_config.py"
+    shortened, changes = re.subn(r"c\.Execute\.timeout = 240\b", "c.Execute.timeout = 20", settings.read_text())
+    assert changes == 1
+    settings.write_text(shortened)
+    notebook = solved(course, "ps2")
+    cells_by_id(notebook)["ps2_savings"].source += "\n\n\nimport time\n\nwhile True:\n    time.sleep(1)"
+    notebook.cells[-1:] = [nbformat.v4.new_code_cell("# my own\nwhile True:\n    time.sleep(1)"), notebook.cells[-1]]
+    hand_in(folder, "slow", "ps2", notebook)
+
+    row = grade.grade(["ps2"], folder)["slow", "ps2"]
+    assert row["faults"] == [
+        "cell ps2_savings was stopped after 20 s, the limit",
+        f"cell number {len(notebook.cells) - 1} (# my own) was stopped after 20 s, the limit",
+    ]
+    assert row["score"] == 16, "what was defined before a cell was stopped is there"
+    assert "slow, ps2: cell ps2_savings was stopped after 20 s" in capsys.readouterr().out
+
+
+def test_scores_of_assignments_that_were_graded_before_stay(tmp_path):
+    def row(**cells):
+        return {"score": sum(cells.values()), "max_score": 20, "to_read": 0, "cells": cells, "faults": []}
+
+    path = tmp_path / "feedback" / "scores.csv"
+    grade.print_table({("ada", "ps3"): row(b=1, a=2), ("bob", "ps2"): row(c=3)}, path)
+    grade.print_table({("ada", "ps2"): row(c=0)}, path)
+    assert path.read_text().split() == ["student,assignment,cell,score", "ada,ps2,c,0", "ada,ps3,b,1", "ada,ps3,a,2"]

@@ -24,6 +24,7 @@ from splitpoint.edge.capacity import (
     RecordedCapacity,
 )
 from splitpoint.edge.core import EdgeCore
+from splitpoint.edge.learned_price import LearnedPrice, learned_price
 from splitpoint.edge.link import Link
 from splitpoint.edge.observation import ArrivalRates, Observation, System, observe
 from splitpoint.edge.policies import (
@@ -58,6 +59,7 @@ __all__ = [
     "FittedTrace",
     "HiddenRegimes",
     "LearnedCurve",
+    "LearnedPrice",
     "Link",
     "MarkovCapacity",
     "Observation",
@@ -80,6 +82,7 @@ __all__ = [
     "draw_paths",
     "fitted_trace",
     "grant_value_s",
+    "learned_price",
     "load_curve",
     "make_policy",
     "mean_inside",

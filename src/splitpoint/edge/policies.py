@@ -774,11 +774,19 @@ def _expected(system: System, arrivals: Arrivals) -> None:
 
 def mean_shares(system: System) -> NDArray[np.float64]:
     """Mean free compute of each edge over a long path, shape (E,)."""
-    shares = []
-    for edge in system.edges:
-        length, share = edge.capacity.draw(np.random.default_rng(0), 10_000.0).pieces(10_000.0)
-        shares.append(float(length @ share / length.sum()))
-    return np.array(shares)
+    return np.array([np.average(share, weights=length) for length, share in _long_paths(system)])
+
+
+def share_spread(system: System) -> NDArray[np.float64]:
+    """Standard deviation of the free compute of each edge over a long path, over its mean, shape (E,)."""
+    means = mean_shares(system)
+    squares = [np.average((path[1] - mean) ** 2, weights=path[0]) for path, mean in zip(_long_paths(system), means)]
+    return np.sqrt(squares) / means
+
+
+def _long_paths(system: System) -> list[tuple[NDArray, NDArray]]:
+    """Lengths of the pieces of a long path, and the share in each, for each edge."""
+    return [edge.capacity.draw(np.random.default_rng(0), 10_000.0).pieces(10_000.0) for edge in system.edges]
 
 
 def mean_rate_hz(arrivals: Arrivals) -> float:

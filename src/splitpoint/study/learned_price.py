@@ -1,7 +1,7 @@
 """Experiments of notebook 11: a learned cost curve, judged on the twin without noise and at full size on unseen paths.
 
-``splitpoint train-policy twin`` and ``… edge`` train the curves that ship; ``… judge``, ``… without`` and
-``… ablation`` make the tables again.
+``splitpoint train-policy twin`` and ``… edge`` train the curves that ship, ``… price`` the learned price; ``… judge``,
+``… without`` and ``… ablation`` make the tables again.
 """
 
 import argparse
@@ -17,12 +17,14 @@ from splitpoint.checks import finite_number, instance_of, one_of, whole_number
 from splitpoint.edge import (
     Arrivals,
     Edge,
+    FittedTrace,
     HiddenRegimes,
     LearnedCurve,
     Poisson,
     Ramp,
     System,
     Twin,
+    Users,
     draw_paths,
     fitted_trace,
     load_curve,
@@ -30,9 +32,11 @@ from splitpoint.edge import (
     save_curve,
     simulate,
 )
+from splitpoint.edge.learned_price import SHIPPED, PriceWeights, save_weights
 from splitpoint.edge.policies import Policy, StatePrice
 from splitpoint.files import can_write, data_path, results_path, sha256, write_meta, write_rows
 from splitpoint.learning.curve_training import CONTEXT, train_policy
+from splitpoint.learning.price_search import search_price
 from splitpoint.learning.rollouts import EdgeGround, TwinGround
 from splitpoint.offloading.hardware import scenario
 from splitpoint.study.living_edge import named_edge, released_edge
@@ -51,6 +55,8 @@ BUDGETS = {
     "twin": dict(generations=7, count=8000, epochs=60),
     "edge": dict(generations=6, count=560, epochs=60, knots=EDGE_KNOTS),
 }
+#: and for the price
+PRICE_BUDGET = dict(iterations=160, pairs=24, paths=4, at_once=8)
 
 
 def twin_grounds() -> list[TwinGround]:
@@ -74,6 +80,50 @@ def edge_grounds() -> list[EdgeGround]:
     rule = StatePrice(0.0, 2.0)
     grounds = [EdgeGround(System(edges), asked, rule, 2.0, 15.0) for edges, asked in cases]
     return grounds + [EdgeGround(System(edges), asked, rule, 2.0, 50.0) for edges, asked in slow]
+
+
+def price_grounds() -> list[tuple[System, Arrivals]]:
+    """What the price is learned on: machines of several speeds, still, moving or four at once; steady and moving rates.
+
+    Of the scenarios that it is judged on, only three a second at a constant rate is among them, on other paths; of
+    their machines only the released one.
+    """
+    long_s, slow_s, released = 50.0, 120.0, Users()
+
+    def steady(edges, rates_hz, horizon_s=long_s, users=released):
+        return [(System(edges), Poisson(rate, horizon_s, users)) for rate in rates_hz]
+
+    one, moving = (released_edge(),), (released_edge(compute="fluctuating"),)
+    several = tuple(Edge(released_edge(4).latency, transfer_s=0.1 * far) for far in (0, 1, 2, 3))
+    regimes = [HiddenRegimes((2.0, 8.0, 24.0), 15.0, long_s), HiddenRegimes((3.0, 12.0), 12.0, long_s)]
+    ramps = [Ramp(1.0, 26.0, long_s), Ramp(26.0, 1.0, long_s)]
+    jumps = [Ramp(3.0, 14.0, long_s, jump_s=25.0), Ramp(14.0, 3.0, long_s, jump_s=25.0)]
+    bursts = [FittedTrace(rate, cv, 0.0, long_s) for rate, cv in ((4.0, 6.0), (6.0, 2.5))]
+    grounds = steady(one, (0.7, 1.5, 3.0, 4.5, 6.0, 9.0, 12.0, 14.0, 18.0, 24.0, 36.0))
+    grounds += [(System(one), asked) for asked in ramps + jumps + regimes + bursts]
+    grounds += steady(moving, (1.5, 2.5, 4.0, 7.0, 9.0, 14.0))
+    grounds += [(System(moving), asked) for asked in ramps + jumps[:1] + regimes]
+    grounds += [*steady(several, (3.0, 6.0, 12.0, 20.0)), (System(several), regimes[0])]
+    grounds += steady((released_edge(2),), (0.5, 2.0), slow_s) + steady((released_edge(5),), (1.0, 3.0, 7.0), 70.0)
+    for gpu in ("RTX 4090", "V100"):
+        edge, users = named_edge(scenario(gpu, software="compiled", num_steps=200))
+        grounds += steady((edge,), (0.4, 1.2), slow_s, users)
+    return grounds
+
+
+def train_price(seed: int = 0, jobs: int = 2, after=None, **changes) -> PriceWeights:
+    """The learned price that ships; an interrupted search goes on.
+
+    Args:
+        seed: of everything random.
+        jobs: processes.
+        after: see ``search_price``.
+        changes: to ``PRICE_BUDGET``.
+    """
+    budget = PRICE_BUDGET | changes
+    return search_price(
+        price_grounds(), seed=seed, jobs=jobs, folder=results_path(f"policy_price_{seed}"), after=after, **budget
+    )
 
 
 def train(name: str, seed: int = 0, jobs: int = 2, after=None, **changes) -> LearnedCurve:
@@ -203,7 +253,7 @@ def scenarios(horizon_s: float = 60.0) -> dict[str, Unseen]:
 #: of the paths that all are judged on; nothing is tuned on it
 JUDGE_SEED = 5_000
 #: rules with the same information; those after the bar take milliseconds to tens of them a decision
-FAST, SLOW = ("posted_price", "state_price", "adaptive_price", "drift_plus_penalty", "learned"), (
+FAST, SLOW = ("posted_price", "state_price", "adaptive_price", "drift_plus_penalty", "learned", "learned_price"), (
     "fluid_resolving", "bayes_selector", "hindsight_duals", "rollout",
 )  # fmt: skip
 #: what no policy may: it knows the regime that the others must guess
@@ -264,7 +314,7 @@ def play_scenario(scenario: str, policy: str, num_paths: int, seed: int = JUDGE_
     return [said | dict(path=path, gain_s=gain) for path, gain in enumerate(gains)]
 
 
-def judge(names: Sequence[str] = FAST + SLOW, paths: dict[str, int] = PATHS) -> pd.DataFrame:
+def judge(names: Sequence[str] = (*FAST, *SLOW, SEEING), paths: dict[str, int] = PATHS) -> pd.DataFrame:
     """Every policy on every scenario; stored, resumed, and run on all cores.
 
     Args:
@@ -275,11 +325,16 @@ def judge(names: Sequence[str] = FAST + SLOW, paths: dict[str, int] = PATHS) -> 
         ``scenario, policy, decision_ms, path, gain_s``, one row a path.
     """
     cases = scenarios()
-    tasks = [dict(scenario=case, policy=name, num_paths=paths[name]) for case in cases for name in names]
     hidden = [case for case, unseen in cases.items() if isinstance(unseen.arrivals, HiddenRegimes)]
-    tasks += [dict(scenario=case, policy=SEEING, num_paths=paths[SEEING]) for case in hidden]
+    tasks = [
+        dict(scenario=case, policy=name, num_paths=paths[name])
+        for name in names
+        for case in (hidden if name == SEEING else cases)
+    ]
     settings = dict(names=list(names), paths={name: paths[name] for name in names}, seed=JUDGE_SEED)
-    settings |= dict(curve=sha256(EDGE_CURVE), scenarios=repr(cases), code=code_digest("edge", "offloading"))
+    settings |= dict(
+        curve=sha256(EDGE_CURVE), price=sha256(SHIPPED), scenarios=repr(cases), code=code_digest("edge", "offloading")
+    )
     return load_or_run(
         "learned_price", play_scenario, tasks, settings=settings, command="splitpoint train-policy judge"
     )
@@ -338,22 +393,36 @@ def main() -> None:
         "without": (without, "twin_without"),
         "ablation": (ablation, "edge_learners"),
     }
-    parser.add_argument("name", choices=(*BUDGETS, *tables))
+    parser.add_argument("name", choices=(*BUDGETS, "price", *tables))
     parser.add_argument("--jobs", type=int, default=2, help="processes")
+    known = (*FAST, *SLOW, SEEING)
+    only = "judge only this policy (may be repeated); the others' rows stay as they are stored"
+    parser.add_argument("--policy", action="append", choices=known, help=only)
     options = parser.parse_args()
     if options.name in tables:
         make, file = tables[options.name]
         path = can_write("data", data_path("learning", f"{file}.csv"))
-        write_rows(path, make().round(6).to_dict("records"))
+        table = judge(options.policy) if options.name == "judge" and options.policy else make()
+        if options.name == "judge" and options.policy:
+            stored = pd.read_csv(path)
+            table = pd.concat([stored[~stored.policy.isin(options.policy)], table])
+        write_rows(path, table.round(6).to_dict("records"))
         write_meta(path, kind="simulated", command=f"splitpoint train-policy {options.name}", seed=0)
         return
-    path = can_write("data", data_path("agents", f"{options.name}_curve.safetensors"))
     began = time.perf_counter()
-    curve = train(
-        options.name,
-        jobs=options.jobs,
-        after=lambda number, _: print(f"generation {number}: {time.perf_counter() - began:.0f} s", flush=True),
-    )
+    command = f"splitpoint train-policy {options.name}"
+
+    def said(what: str):
+        return lambda number, _: print(f"{what} {number}: {time.perf_counter() - began:.0f} s", flush=True)
+
+    if options.name == "price":
+        path = can_write("data", SHIPPED)
+        save_weights(path, train_price(jobs=options.jobs, after=said("iteration")))
+        settings = PRICE_BUDGET | dict(seconds=round(time.perf_counter() - began), jobs=options.jobs)
+        write_meta(path, kind="trained", command=command, seed=0, settings=settings)
+        return
+    path = can_write("data", data_path("agents", f"{options.name}_curve.safetensors"))
+    curve = train(options.name, jobs=options.jobs, after=said("generation"))
     save_curve(path, curve)
     settings = BUDGETS[options.name] | dict(seconds=round(time.perf_counter() - began))
-    write_meta(path, kind="trained", command=f"splitpoint train-policy {options.name}", seed=0, settings=settings)
+    write_meta(path, kind="trained", command=command, seed=0, settings=settings)

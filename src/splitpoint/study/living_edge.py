@@ -32,7 +32,7 @@ from splitpoint.tables import code_digest, load_or_run
 
 RATES_HZ = (2.0, 4.0, 8.0, 12.0, 16.0)
 #: all but the one that takes tens of milliseconds a decision
-QUICK = tuple(name for name in policies() if name != "rollout")
+QUICK = tuple(name for name in policies() if name not in ("rollout", "learned_price"))
 COMPUTE = {"constant": ConstantCapacity(), "fluctuating": MarkovCapacity((1.0, 0.5, 0.25), 5.0)}
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from splitpoint.checks import instance_of
 from splitpoint.edge import Twin
+from splitpoint.edge.learned_price import CONTEXT, LOADS, PriceWeights
 
 
 def cost_map(twin: Twin, cost_s: NDArray[np.float64], steps: int, level: int = 1) -> plt.Figure:
@@ -136,6 +137,29 @@ def ahead(paired: pd.DataFrame, rivals: Sequence[str], titles: Mapping[str, str]
     first = np.atleast_1d(axes)[0]
     first.set_yticks(np.arange(len(cases)), cases, fontsize=8)
     first.invert_yaxis()
+    return figure
+
+
+def shares_over_load(weights: PriceWeights) -> plt.Figure:
+    """What the learned price is made of: shares of its two parts over the load, on an empty edge and on a full one.
+
+    All other ratios are zero: a rate that stands still, compute that does not move, an edge that is neither dear nor cheap.
+
+    Args:
+        weights: of ``edge.learned_price``.
+    """
+    instance_of("weights", weights, PriceWeights)
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharex=True, layout="constrained")
+    titles = ("of the closed-form price", "of the marginal cost of a step")
+    for ax, numbers, title in zip(axes, (weights.share, weights.slope), titles):
+        known = dict(zip(CONTEXT, numbers[len(LOADS) :]))
+        for inside, style, label in ((0.0, "--", "empty"), (0.5, "-", "half full"), (1.0, ":", "full")):
+            lean = known["inside"] + known["inside_if_busy"] * (LOADS - LOADS[2])
+            shown = np.maximum(numbers[: len(LOADS)] + lean * (inside - 0.5), 0.0)
+            ax.plot(np.exp(2 * LOADS), shown, "o" + style, ms=3, color="C0", label=label)
+        ax.set(xscale="log", xlabel="load", ylabel="share", ylim=(0, None), title=title)
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+    axes[1].legend(title="the edge is", fontsize=8)
     return figure
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from splitpoint.serving.conductor import Event
-from splitpoint.study.serving import capacity_table, join_waits, largest_rate
+from splitpoint.study.serving import capacity_table, join_waits, largest_rate, system_of
 
 
 def ask(time_s, name, steps=2):
@@ -54,3 +54,10 @@ def test_of_two_systems_the_one_that_bears_more_is_said_to():
     assert table.ratio_low["fast"] < 5.0 < table.ratio_high["fast"]
     for system, mu in (("fast", 10.0), ("slow", 2.0)):  # thrice as late at two thirds of what can be served
         assert table.rate_hz_low[system] < 2 / 3 * mu < table.rate_hz_high[system]
+
+
+def test_an_edge_that_takes_one_at_a_time_is_known_to_the_simulator():
+    (edge,) = system_of(np.array([0.05])).edges
+    assert edge.max_batch == 1 and edge.latency.step_latency_s(1) == pytest.approx(0.05)
+    system = system_of(np.array([0.05, 0.04, 0.09]))
+    assert system.table_s[0, 1:] == pytest.approx([0.05, 0.05, 0.09])

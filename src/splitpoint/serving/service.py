@@ -8,7 +8,7 @@ import asyncio
 import math
 import secrets
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from time import monotonic
 from typing import Any
@@ -68,6 +68,18 @@ class ServiceOptions:
         finite_number("expected_hz", self.expected_hz, 0.0, open_end=True)
         if self.table is not None:
             instance_of("table", self.table, TableLatency)
+
+
+def step_table(sizes: Sequence[int], seconds: Sequence[float]) -> TableLatency:
+    """Seconds of a step as they were measured; a larger batch takes no less.
+
+    Args:
+        sizes: of the batch, rising.
+        seconds: of a step at each. If only a single row was measured, the table, which needs two lines, gets a second.
+    """
+    if len(sizes) == 1:
+        sizes, seconds = [sizes[0], 2 * sizes[0]], [seconds[0], 2 * seconds[0]]
+    return TableLatency(tuple(map(float, sizes)), tuple(np.maximum.accumulate(seconds).tolist()))
 
 
 def system_of(
@@ -251,9 +263,7 @@ class Service:
             for name in names:
                 self.engine.forget(name)
             seconds.append(float(np.median(took[2:] or took)))
-        if len(sizes) == 1:  # a batch of one: the table still needs two lines
-            sizes, seconds = [1, 2], [seconds[0], 2 * seconds[0]]
-        return TableLatency(tuple(sizes), tuple(np.maximum.accumulate(seconds)))
+        return step_table(sizes, seconds)
 
     # --- asking ---
 

@@ -13,7 +13,6 @@ from splitpoint.edge import EdgeCore, System, make_policy, simulate
 from splitpoint.edge import Path as Arriving
 from splitpoint.edge.capacity import ConstantCapacity
 from splitpoint.files import data_path, write_meta, write_rows
-from splitpoint.offloading import TableLatency
 from splitpoint.offloading.fits import fit_latency
 from splitpoint.serving import service
 from splitpoint.serving.conductor import Event, replay
@@ -39,8 +38,8 @@ def system_of(table_s: np.ndarray, num_steps: int = 50) -> System:
         table_s: seconds of a step at batch 1, 2, …, shape (max_batch,).
         num_steps: N.
     """
-    sizes = tuple(float(size) for size in range(1, len(table_s) + 1))
-    return service.system_of(TableLatency(sizes, tuple(table_s)), num_steps, len(table_s))
+    sizes = range(1, len(table_s) + 1)
+    return service.system_of(service.step_table(sizes, table_s), num_steps, len(table_s))
 
 
 def edge_errors(log: Sequence[Event], table_s: np.ndarray) -> pd.DataFrame:

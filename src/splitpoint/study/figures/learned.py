@@ -143,7 +143,7 @@ def ahead(paired: pd.DataFrame, rivals: Sequence[str], titles: Mapping[str, str]
 def shares_over_load(weights: PriceWeights) -> plt.Figure:
     """What the learned price is made of: shares of its two parts over the load, on an empty edge and on a full one.
 
-    All other ratios are zero: a rate that stands still, compute that does not move, an edge that is neither dear nor cheap.
+    All other ratios are zero: a rate and compute that stand still, an edge that is neither dear nor cheap.
 
     Args:
         weights: of ``edge.learned_price``.

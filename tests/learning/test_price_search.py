@@ -24,6 +24,7 @@ def test_a_population_is_its_members():
         assert mine.granted_steps.tolist() == alone.granted_steps.tolist()
 
 
+@pytest.mark.slow
 def test_a_bad_start_gets_better():
     generous = PriceWeights.of(START.flat * 0.2)
     found = search_price(GROUNDS[1:], iterations=20, start=generous, pairs=6, paths=2, at_once=1, rate=0.5)
@@ -32,6 +33,7 @@ def test_a_bad_start_gets_better():
     assert after > 1.02 * before
 
 
+@pytest.mark.slow
 def test_a_search_that_was_cut_off_goes_on_to_the_same_weights(tmp_path):
     whole = search_price(GROUNDS, iterations=22, **FEW)
 

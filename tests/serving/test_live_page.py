@@ -21,7 +21,7 @@ def edge():
 def ask(edge, count=3):
     ids = []
     for number in range(count):
-        body = dict(prompt="umbrella", seed=number, device_step_s=0.2, alpha=20.0)
+        body = dict(prompt="umbrella", seed=number, device_step_s=5.0, alpha=0.0)
         headers = {"Authorization": "Bearer " + edge.tokens["ann"]}
         ids.append((httpx.post(f"{edge.url}/v1/requests", json=body, headers=headers).json()["id"], headers))
     return ids

@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 FEW = RayOptions(edges=2, policy="first_come", num_steps=6, max_batch=4, users="ann,ben", num_cpus=0.5)
-BODY = dict(prompt="red apple", seed=3, device_step_s=0.5, alpha=0.0)
+BODY = dict(prompt="red apple", seed=3, device_step_s=5.0, alpha=0.0)
 
 
 def descendants(pid):
@@ -77,7 +77,7 @@ def test_two_replicas_serve_as_one_edge_does_and_leave_nothing_behind(hybrid, mo
                 assert me.delete(f"/v1/requests/{answer['id']}").json() == {"state": "cancelled"}
             served = [me.get(f"/edges/{n}/metrics", params={"token": edges.viewer}).text for n in range(2)]
             assert all("splitpoint_step_seconds_count" in text for text in served)
-            device = Device(edges.url, edges.tokens["ben"], hybrid.users["noto"], step_s=0.5, num_steps=6)
+            device = Device(edges.url, edges.tokens["ben"], hybrid.users["noto"], step_s=5.0, num_steps=6)
             drawn = device.draw("house", 5)
             device.close()
             assert drawn.where == "edge"

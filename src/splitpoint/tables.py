@@ -96,8 +96,7 @@ def _stored(name: str, identity: dict) -> pd.DataFrame | None:
 
 def _compute(name: str, function, tasks: Sequence[dict], identity: dict, command: str, kind: str) -> pd.DataFrame:
     start, path = time.perf_counter(), results_path(f"{name}.csv")
-    draft = results_path(f"{name}.parts", hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16])
-    draft.mkdir(parents=True, exist_ok=True)
+    draft = parts_folder(path, identity)
     found = {i: rows for i in range(len(tasks)) if (rows := read_part(draft / f"{i}.json")) is not None}
     missing = [i for i in range(len(tasks)) if i not in found]
     before = len(found)
@@ -112,9 +111,7 @@ def _compute(name: str, function, tasks: Sequence[dict], identity: dict, command
         raise ValueError(f"tasks of {name} gave no rows; a table needs at least one")
     write_atomically(path, pd.DataFrame(rows).to_csv(index=False).encode())
     meta = write_meta(path, kind=kind, command=command, settings=identity)
-    shutil.rmtree(draft)
-    with suppress(OSError):  # another setting of the same table may be under way
-        draft.parent.rmdir()
+    drop_parts(draft)
     resumed = f", {before} parts of {len(tasks)} from before" if before else ""
     print(f"{name}: computed here in {time.perf_counter() - start:.1f} s{resumed}; {provenance_line(meta)}")
     return pd.read_csv(path)
@@ -133,8 +130,22 @@ def _plain(value: object):
     raise TypeError(f"settings hold {value!r}, which is not JSON serialisable")
 
 
+def parts_folder(path: Path, settings: dict) -> Path:
+    """Where the finished parts of a table wait for the others: beside it, a folder for each of its settings."""
+    identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    return path.with_name(f"{path.stem}.parts") / identity
+
+
+def drop_parts(folder: Path) -> None:
+    """Remove the parts of a table that is whole."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # other settings of the same table may be under way
+        folder.parent.rmdir()
+
+
 def write_part(path: Path, rows: list[dict]) -> list[dict]:
     """Keep a finished part with its checksum, and return it as it is read back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rows, default=_plain)
     write_atomically(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
     return json.loads(text)

@@ -48,7 +48,7 @@ def test_a_search_that_was_cut_off_goes_on_to_the_same_weights(tmp_path):
     seen = []
     again = search_price(GROUNDS, iterations=22, folder=tmp_path, jobs=2, after=lambda n, w: seen.append(n), **FEW)
     assert seen == [22] and again.flat == pytest.approx(whole.flat, abs=1e-12)
-    with pytest.raises(ValueError, match="holds another search"):
+    with pytest.raises(ValueError, match="holds another training"):
         search_price(GROUNDS, iterations=22, folder=tmp_path, seed=1, **FEW)
 
 

@@ -9,10 +9,8 @@ import argparse
 import hashlib
 import io
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -30,7 +28,7 @@ from splitpoint.diffusion.judges import Distance, Judges, mini_judges
 from splitpoint.diffusion.packet import check_prompt
 from splitpoint.files import can_write, data_path, read_meta, write_atomically, write_meta
 from splitpoint.progress import progress_bar
-from splitpoint.tables import read_part, write_part
+from splitpoint.tables import drop_parts, parts_folder, read_part, write_part
 
 MINI_USERS = ("noto", "twemoji", "openmoji", "fluent")  # of the committed measurement, whoever may come later
 SCHEDULES = {  # other ways to space the steps over the noise levels, each as settings of ``HybridPipeline``
@@ -301,8 +299,7 @@ class _Finished:
         if self.path is None:
             return
         can_write("path", self.path)
-        identity = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-        self.folder = self.path.with_name(f"{self.path.stem}.parts") / identity
+        self.folder = parts_folder(self.path, settings)
         if self.path.exists():
             self._take(pd.read_csv(self.path), read_meta(self.path)["settings"])
             return
@@ -329,7 +326,6 @@ class _Finished:
         prompt, seed = rows["prompt"].iloc[0], int(rows["seed"].iloc[0])
         self.rows[prompt, seed] = rows
         if self.path is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
             write_part(self.folder / f"{noise_seed(prompt, seed)}.json", rows.to_dict("records"))
 
     def table(self, cases: list[tuple[str, int]], command: str) -> pd.DataFrame:
@@ -344,9 +340,7 @@ class _Finished:
                 prompts=list(dict.fromkeys(prompt for prompt, _ in cases)),
                 seeds=sorted({seed for _, seed in cases}),
             )
-            shutil.rmtree(self.folder, ignore_errors=True)
-            with suppress(OSError):  # another setting of the same table may be under way
-                self.folder.parent.rmdir()
+            drop_parts(self.folder)
         return table
 
 

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from splitpoint.checks import a_path, finite_array, instance_of
 from splitpoint.edge.arrivals import Arrivals
 from splitpoint.edge.observation import Observation, System
-from splitpoint.edge.policies import at_prices, marginal_step_s, mean_shares, register_policy, share_spread
+from splitpoint.edge.policies import at_prices, marginal_step_s, mean_and_spread, register_policy
 from splitpoint.edge.request import Decision
 from splitpoint.edge.steady import static_prices
 from splitpoint.files import data_path
@@ -181,11 +181,11 @@ def learned_price(system: System, arrivals: Arrivals, weights: PriceWeights | No
     """
     instance_of("system", system, System)
     instance_of("arrivals", arrivals, Arrivals)
-    shares = mean_shares(system)
+    shares, spread = mean_and_spread(system)
     rates_hz = np.exp(2 * _TABLE + _log_unit_rate(system, shares))
     prices = np.stack([static_prices(system, float(rate), arrivals.users, shares, sweeps=4) for rate in rates_hz])
     weights = load_weights(SHIPPED) if weights is None else weights
-    return LearnedPrice(weights, system, prices, shares, share_spread(system))
+    return LearnedPrice(weights, system, prices, shares, spread)
 
 
 def save_weights(path: str | Path, weights: PriceWeights) -> None:

@@ -772,21 +772,14 @@ def _expected(system: System, arrivals: Arrivals) -> None:
     instance_of("arrivals", arrivals, Arrivals)
 
 
-def mean_shares(system: System) -> NDArray[np.float64]:
-    """Mean free compute of each edge over a long path, shape (E,)."""
-    return np.array([np.average(share, weights=length) for length, share in _long_paths(system)])
-
-
-def share_spread(system: System) -> NDArray[np.float64]:
-    """Standard deviation of the free compute of each edge over a long path, over its mean, shape (E,)."""
-    means = mean_shares(system)
-    squares = [np.average((path[1] - mean) ** 2, weights=path[0]) for path, mean in zip(_long_paths(system), means)]
-    return np.sqrt(squares) / means
-
-
-def _long_paths(system: System) -> list[tuple[NDArray, NDArray]]:
-    """Lengths of the pieces of a long path, and the share in each, for each edge."""
-    return [edge.capacity.draw(np.random.default_rng(0), 10_000.0).pieces(10_000.0) for edge in system.edges]
+def mean_and_spread(system: System) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean free compute of each edge over a long path, and its standard deviation over that mean, shape (E,) each."""
+    means, spreads = [], []
+    for edge in system.edges:
+        lengths, shares = edge.capacity.draw(np.random.default_rng(0), 10_000.0).pieces(10_000.0)
+        means.append(np.average(shares, weights=lengths))
+        spreads.append(np.sqrt(np.average((shares - means[-1]) ** 2, weights=lengths)) / means[-1])
+    return np.array(means), np.array(spreads)
 
 
 def mean_rate_hz(arrivals: Arrivals) -> float:
@@ -799,7 +792,7 @@ def posted_price(system: System, arrivals: Arrivals) -> PostedPrice:
     """The best price that does not look, by bisection."""
     _expected(system, arrivals)
     rate = getattr(arrivals, "rate_hz", None) or mean_rate_hz(arrivals)
-    return PostedPrice(static_prices(system, rate, arrivals.users, mean_shares(system)), system)
+    return PostedPrice(static_prices(system, rate, arrivals.users, mean_and_spread(system)[0]), system)
 
 
 def tune_state_price(system: System, arrivals: Arrivals, seed: int = 1_000, replications: int = 8) -> StatePrice:

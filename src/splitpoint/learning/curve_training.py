@@ -4,7 +4,6 @@ Each generation plays the curve of the one before, samples what grants cost unde
 approximate policy iteration. The learner estimates the edge's costs; the person's own side stays exact.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -20,9 +19,8 @@ from splitpoint.checks import a_path, a_row, a_sequence, instance_of, one_of, wh
 from splitpoint.edge import LearnedCurve, load_curve, save_curve
 from splitpoint.edge.observation import FEATURES
 from splitpoint.files import can_write, sha256
-from splitpoint.learning.checkpoint import read_checkpoint, write_checkpoint
+from splitpoint.learning.checkpoint import read_checkpoint, recipe_of, write_checkpoint
 from splitpoint.learning.rollouts import KNOTS, Samples
-from splitpoint.tables import code_digest
 
 #: what a curve sees of an edge: compute, who is inside and for how long, and how often somebody comes
 CONTEXT = (
@@ -84,8 +82,8 @@ def train_policy(
     store = None
     if folder is not None:
         a_path("folder", folder)
-        made_of = tuple(grounds), count, tuple(features), tuple(knots), tuple(hidden), epochs, seed
-        store = _Store(Path(folder), repr(made_of) + code_digest("edge", "learning", "offloading"))
+        recipe = recipe_of(tuple(grounds), count, tuple(features), tuple(knots), tuple(hidden), epochs, seed)
+        store = _Store(Path(folder), recipe)
     done, curve, last = (0, None, None) if store is None else store.read(generations)
     for generation in range(done, generations):
         seeds = np.random.SeedSequence([seed, generation]).generate_state(len(grounds))
@@ -190,7 +188,7 @@ class _Store:
     """Generations in a folder: each one's curve, and its samples with what they are made of."""
 
     def __init__(self, folder: Path, recipe: str):
-        self.folder, self.recipe = folder, hashlib.sha256(recipe.encode()).hexdigest()[:16]
+        self.folder, self.recipe = folder, recipe
         can_write("folder", folder / "generation")
 
     def _files(self, generation: int) -> tuple[Path, Path]:
@@ -202,9 +200,7 @@ class _Store:
         for last in reversed(range(generations)):
             curve, samples = self._files(last)
             if samples.exists():
-                arrays, said = read_checkpoint(samples)
-                if said["recipe"] != self.recipe:
-                    raise ValueError(f"folder={self.folder.name!r} holds another training; name an empty one")
+                arrays, said = read_checkpoint(samples, self.recipe)
                 if not curve.exists() or sha256(curve) != said["curve"]:
                     raise ValueError(f"{curve.name} is missing or damaged; delete {samples.name} to go on before it")
                 return last + 1, load_curve(curve), Samples(**arrays)

@@ -8,7 +8,6 @@ Source: Salimans, Ho, Chen, Sidor and Sutskever, Evolution strategies as a scala
 learning, 2017; mirrored sampling: Brockhoff et al. 2010; averaging of iterates: Polyak and Juditsky 1992.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ from splitpoint.edge import Arrivals, Decision, Observation, Simulation, System,
 from splitpoint.edge.learned_price import CONTEXT, ENTERING, LOADS, LearnedPrice, PriceWeights, learned_price
 from splitpoint.edge.policies import at_prices
 from splitpoint.files import can_write
-from splitpoint.learning.checkpoint import read_checkpoint, write_checkpoint
-from splitpoint.tables import code_digest
+from splitpoint.learning.checkpoint import read_checkpoint, recipe_of, write_checkpoint
 
 _LOADS, _CONTEXT, _ENTERING = len(LOADS), len(CONTEXT), len(ENTERING)
 #: rounded from earlier searches of some hundred iterations, which began at about half the closed form and the marginal
@@ -109,7 +107,7 @@ def search_price(
         whole_number(name, count, 1)
     whole_number("seed", seed, 0)
     finite_number("rate", rate, 0.0, open_end=True)
-    recipe = repr((grounds, start.flat.tolist(), pairs, paths, at_once, rate, seed))
+    recipe = recipe_of(grounds, start.flat.tolist(), pairs, paths, at_once, rate, seed)
     store = None if folder is None else _Store(folder, recipe)
     state = _State.begin(start, len(grounds)) if store is None else store.read() or _State.begin(start, len(grounds))
     with Parallel(jobs) as parallel:
@@ -188,16 +186,13 @@ class _Store:
         a_path("folder", folder)
         self.file = Path(folder) / "search.safetensors"
         can_write("folder", self.file)
-        text = recipe + code_digest("edge", "learning", "offloading")
-        self.recipe = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.recipe = recipe
 
     def read(self) -> _State | None:
         """The state, if there is one."""
         if not self.file.exists():
             return None
-        arrays, said = read_checkpoint(self.file)
-        if said["recipe"] != self.recipe:
-            raise ValueError(f"folder={self.file.parent.name!r} holds another search; name an empty one")
+        arrays, said = read_checkpoint(self.file, self.recipe)
         return _State(**arrays, size=said["size"], done=said["done"])
 
     def write(self, state: _State) -> None:

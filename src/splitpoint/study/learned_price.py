@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -340,6 +341,17 @@ def judge(names: Sequence[str] = (*FAST, *SLOW, SEEING), paths: dict[str, int] =
     )
 
 
+def judge_again(path: Path, names: Sequence[str]) -> pd.DataFrame:
+    """A stored table of ``judge`` with the rows of a few policies made anew, and the others' as they were.
+
+    Args:
+        path: of the table.
+        names: policies.
+    """
+    stored = pd.read_csv(path)
+    return pd.concat([stored[~stored.policy.isin(names)], judge(names)])
+
+
 def paired(table: pd.DataFrame, policy: str = "learned", draws: int = 2_000, seed: int = 0) -> pd.DataFrame:
     """How far a policy is ahead of every other one, path by path.
 
@@ -402,10 +414,7 @@ def main() -> None:
     if options.name in tables:
         make, file = tables[options.name]
         path = can_write("data", data_path("learning", f"{file}.csv"))
-        table = judge(options.policy) if options.name == "judge" and options.policy else make()
-        if options.name == "judge" and options.policy:
-            stored = pd.read_csv(path)
-            table = pd.concat([stored[~stored.policy.isin(options.policy)], table])
+        table = judge_again(path, options.policy) if options.name == "judge" and options.policy else make()
         write_rows(path, table.round(6).to_dict("records"))
         write_meta(path, kind="simulated", command=f"splitpoint train-policy {options.name}", seed=0)
         return

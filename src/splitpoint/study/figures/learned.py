@@ -153,8 +153,8 @@ def shares_over_load(weights: PriceWeights) -> plt.Figure:
     titles = ("of the closed-form price", "of the marginal cost of a step")
     for ax, numbers, title in zip(axes, (weights.share, weights.slope), titles):
         known = dict(zip(CONTEXT, numbers[len(LOADS) :]))
+        lean = known["inside"] + known["inside_if_busy"] * (LOADS - LOADS[2])
         for inside, style, label in ((0.0, "--", "empty"), (0.5, "-", "half full"), (1.0, ":", "full")):
-            lean = known["inside"] + known["inside_if_busy"] * (LOADS - LOADS[2])
             shown = np.maximum(numbers[: len(LOADS)] + lean * (inside - 0.5), 0.0)
             ax.plot(np.exp(2 * LOADS), shown, "o" + style, ms=3, color="C0", label=label)
         ax.set(xscale="log", xlabel="load", ylabel="share", ylim=(0, None), title=title)

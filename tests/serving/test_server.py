@@ -4,6 +4,9 @@ import asyncio
 import io
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -302,6 +305,27 @@ def test_an_edge_ends_with_whoever_started_it():
     edge = start(*FEW)
     edge.process.stdin.close()  # as the system does for a parent that is killed
     assert edge.process.wait(60) == 0
+
+
+def test_an_edge_for_all_says_where_others_find_it_and_nothing_of_what_they_ask():
+    command = [sys.executable, "-m", "splitpoint", "edge", "--host", "0.0.0.0", "--port", "0", "--with-parent", *FEW]
+    said, pipe = [], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in iter(process.stdout.readline, ""):
+                said.append(line)
+                if line.startswith("device"):
+                    break
+            url, token = re.search(r"--edge (\S+) --token (\S+)", said[-1]).groups()
+            assert "//0.0.0.0" not in url
+            with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30) as me:
+                name = me.post("/v1/requests", json=BODY | {"prompt": "quokka"}).json()["id"]
+                assert b"quokka" in me.get(f"/v1/requests/{name}/packet", params={"wait": 20}).content
+                me.delete(f"/v1/requests/{name}")
+        finally:
+            process.terminate()
+            said.append(process.communicate(timeout=40)[0])
+    assert process.returncode == 0 and "quokka" not in "".join(said)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,24 @@ def read_tokens(users: str, file: Path | None) -> dict[str, str | None]:
     return given
 
 
+def own_address(host: str) -> str:
+    """The address that others open: of one that stands for all of them, this machine's own on its network.
+
+    Args:
+        host: address to listen on.
+    """
+    far = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}.get(host)  # reserved for examples; nothing is sent there
+    if far is None:
+        return host
+    alone, family = ("127.0.0.1", socket.AF_INET) if host == "0.0.0.0" else ("::1", socket.AF_INET6)
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as asking:
+            asking.connect((far, 9))
+            return asking.getsockname()[0]
+    except OSError:  # no network
+        return alone
+
+
 async def _serve(options, engine_options, service_options, tokens: Tokens, given: dict[str, str]) -> None:
     journal = Journal(options.journal, options.to_disk) if options.journal else None
     viewer = secrets.token_urlsafe(12)
@@ -155,7 +173,8 @@ async def _serve(options, engine_options, service_options, tokens: Tokens, given
         listening.bind((options.host, options.port))
     except OSError as error:
         raise ValueError(f"port={options.port} of {options.host} cannot be opened: {error.strerror}") from None
-    url = f"http://{options.host if family == socket.AF_INET else f'[{options.host}]'}:{listening.getsockname()[1]}"
+    host = own_address(options.host)
+    url = f"http://{host if family == socket.AF_INET else f'[{host}]'}:{listening.getsockname()[1]}"
     classroom = Classroom(engine_options) if options.classroom else None
     app = create_app(service, tokens, viewer, classroom)
     try:

@@ -7,6 +7,7 @@ Text and packets are made in a thread beside the steps. It ends with the process
 import asyncio
 import multiprocessing
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -217,6 +218,11 @@ class ProcessEngine:
         self._process = None
 
 
+def keep_prompts_out_of_the_log() -> None:
+    """No remark about unknown words in this process: a device makes it to whoever typed them."""
+    warnings.filterwarnings("ignore", message="the miniature does not know")
+
+
 def load_family(options: EngineOptions):
     """The edge's network as ``families`` sees it, and its guidance.
 
@@ -347,6 +353,7 @@ def _work(pipe: Any, options: EngineOptions) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server ends this one
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(options.threads)
+    keep_prompts_out_of_the_log()
     lock = Lock()
 
     def send(message: object) -> None:

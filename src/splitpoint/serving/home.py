@@ -17,6 +17,7 @@ from splitpoint.diffusion.sampler import scheduler_settings, step_table
 from splitpoint.serving.browser_export import exported
 from splitpoint.serving.browser_files import BrowserFile, offer, served_files
 from splitpoint.serving.device import finish
+from splitpoint.serving.engine import keep_prompts_out_of_the_log
 from splitpoint.serving.protocol import as_png
 
 _hybrid: list[HybridPipeline] = []
@@ -48,6 +49,7 @@ async def open_home() -> ProcessPoolExecutor:
 
 def _load() -> None:
     torch.set_num_threads(1)
+    keep_prompts_out_of_the_log()
     _hybrid.append(load_mini_hybrid())
 
 

@@ -1,6 +1,6 @@
 # make figures: run every notebook, write figures/     make test: run the tests     make test-slow: those that take long
 # Another interpreter: make figures PYTHON=python3.12
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 MODE ?= fast
@@ -32,7 +32,7 @@ notebooks: $(VENV)/.installed
 	$(BIN)/python scripts/run_notebooks.py --mode $(MODE) --jobs $(JOBS) --in-place
 
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed, not %d.%d: make PYTHON=python3.11" % v)'
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, not %d.%d: make PYTHON=python3.11" % v)'
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (a few minutes) …"
 	$(INSTALL) -r requirements.txt

@@ -34,6 +34,8 @@ myst_heading_anchors = 4
 myst_links_external_new_tab = False
 nb_execution_mode = "off"  # the notebooks are committed as they were executed
 nb_merge_streams = True
+nb_ipywidgets_js = {}  # a slider without a kernel does nothing: its text stands there, and nothing is fetched for it
+nb_mime_priority_overrides = [("*", "application/vnd.jupyter.widget-view+json", None)]
 
 apidoc_modules = [
     {
@@ -64,6 +66,7 @@ html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_copyright = False
 
 
 def first_page(app, error) -> None:

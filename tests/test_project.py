@@ -147,6 +147,7 @@ def test_notebook_is_committed_as_a_clean_run_gives_it(path):
     assert len(tagged) == 1 and 'MODE = "fast"' in "".join(tagged[0]["source"])
     lengths = [sum(bool(line.strip()) for line in "".join(c["source"]).splitlines()) for c in code]
     assert statistics.median(lengths) <= 8 and max(lengths) <= 25
+    assert max(len(line) for c in code for line in "".join(c["source"]).splitlines()) <= 126  # a page shows it whole
     assert len(cells) - len(code) >= 1.2 * len(code)
     assert len(cells) <= 60 and path.stat().st_size <= 600_000
     text = json.dumps(outputs)

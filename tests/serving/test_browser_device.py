@@ -175,9 +175,9 @@ def test_a_phone_finishes_its_own_picture(edge, phone, hybrid):
     wait_for_picture(phone)
     found = picture_on(phone)
     assert np.abs(found - expected(phone, hybrid, "birthday cake", "openmoji")).max() <= 1
-    row = httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json()[-1]
+    row = httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}, timeout=30).json()[-1]
     assert row["user"] == "dua" and 0 < row["steps"] < STEPS and row["device_step_s"] == 0.5 and row["price_s"] > 0
-    shown = httpx.get(f"{edge.url}/pictures/{row['id']}.png", params={"token": edge.viewer}).content
+    shown = httpx.get(f"{edge.url}/pictures/{row['id']}.png", params={"token": edge.viewer}, timeout=30).content
     assert (np.asarray(Image.open(io.BytesIO(shown)).convert("RGB"), dtype=int) == found).all()
     asked = phone.ask("performance.getEntriesByType('resource').map(entry => new URL(entry.name).origin).join(' ')")
     assert set(asked.split()) == {edge.url}
@@ -204,19 +204,19 @@ def test_a_reload_goes_on_from_the_saved_packet(edge, phone, hybrid):
     phone.wait_for("document.getElementById('decision').textContent")
     wait_for_picture(phone)
     assert np.abs(picture_on(phone) - expected(phone, hybrid, "red apple", "openmoji")).max() <= 1
-    last = httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json()[-1]
+    last = httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}, timeout=30).json()[-1]
     assert last["user"] == "dua" and last["total_s"] >= last["device_s"] > 0
     assert phone.ask("sessionStorage.getItem('packet')") is None
 
 
 def test_cancel_stops_the_device_and_tells_the_edge(edge, phone):
-    done = len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json())
+    done = len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}, timeout=30).json())
     draw(phone, "red apple", step=4, alpha=100)
     phone.wait_for("!document.getElementById('steps').hidden && document.getElementById('steps').value > 0")
     phone.ask("document.getElementById('cancel').click()")
     phone.wait_for("document.getElementById('result').textContent === 'Cancelled.'")
     assert phone.ask("document.getElementById('go').disabled") is False
-    assert len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}).json()) == done
+    assert len(httpx.get(f"{edge.url}/v1/finished", params={"token": edge.viewer}, timeout=30).json()) == done
 
 
 def test_a_measured_profile_is_one_that_notebooks_read(phone, tmp_path):
@@ -269,7 +269,7 @@ def test_a_closed_tab_frees_its_place_within_a_step(edge, browser):
     finally:
         os.kill(engine, signal.SIGCONT)
     pages[1].wait_for("sessionStorage.getItem('packet')")
-    log = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}).json()["log"]
+    log = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}, timeout=30).json()["log"]
     asked = [event["ids"][0] for event in log if event["kind"] == "ask"][-2:]
     began = [event["ids"] for event in log if event["kind"] == "begin"]
     gone, stayed = ([ids for ids in began if name in ids] for name in asked)
@@ -280,7 +280,7 @@ def test_a_closed_tab_frees_its_place_within_a_step(edge, browser):
 
 def cancelled(edge) -> int:
     """Requests that were taken back."""
-    said = httpx.get(f"{edge.url}/metrics", params={"token": edge.viewer}).text
+    said = httpx.get(f"{edge.url}/metrics", params={"token": edge.viewer}, timeout=30).text
     return int(float((re.search(r'cancelled"} ([\d.]+)', said) or [0, 0])[1]))
 
 

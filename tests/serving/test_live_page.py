@@ -23,15 +23,17 @@ def ask(edge, count=3):
     for number in range(count):
         body = dict(prompt="umbrella", seed=number, device_step_s=5.0, alpha=0.0)
         headers = {"Authorization": "Bearer " + edge.tokens["ann"]}
-        ids.append((httpx.post(f"{edge.url}/v1/requests", json=body, headers=headers).json()["id"], headers))
+        ids.append(
+            (httpx.post(f"{edge.url}/v1/requests", json=body, headers=headers, timeout=30).json()["id"], headers)
+        )
     return ids
 
 
 def finish(edge, ids):
     for name, headers in ids:
-        httpx.get(f"{edge.url}/v1/requests/{name}/packet", params={"wait": 20}, headers=headers)
+        httpx.get(f"{edge.url}/v1/requests/{name}/packet", params={"wait": 20}, headers=headers, timeout=30)
         done = dict(transfer_s=0.01, device_s=3.0, decode_s=0.05, total_s=4.0)
-        httpx.post(f"{edge.url}/v1/requests/{name}/ack", json=done, headers=headers)
+        httpx.post(f"{edge.url}/v1/requests/{name}/ack", json=done, headers=headers, timeout=30)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -154,7 +154,7 @@ def test_strangers_load_generators_find_a_door(edge, hybrid):
 
 def test_what_prometheus_reads(edge, hybrid):
     device(edge, hybrid).draw("house", 1)
-    said = httpx.get(f"{edge.url}/metrics", params={"token": edge.viewer}).text
+    said = httpx.get(f"{edge.url}/metrics", params={"token": edge.viewer}, timeout=30).text
     assert 'splitpoint_over_total{how="done"}' in said and "splitpoint_step_seconds_count" in said
 
 
@@ -349,7 +349,7 @@ def test_a_table_of_an_earlier_start_is_taken_as_it_is(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("batch,step_s\n1,0.5\n4,0.8\n")
     with running("--max-batch", "4", "--table", str(table)) as edge:
-        said = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}).json()
+        said = httpx.get(f"{edge.url}/v1/log", params={"token": edge.viewer}, timeout=30).json()
         assert said["table_s"] == pytest.approx([0.5, 0.6, 0.7, 0.8])
 
 

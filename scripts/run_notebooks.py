@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from traitlets.config import Config
 
 from splitpoint.checks import whole_number
 from splitpoint.files import can_write, project_root, sha256, write_atomically
@@ -110,6 +112,10 @@ class _Runner:
         return True
 
     def _execute(self, path: Path, target: Path, side_by_side: int) -> bool:
+        with tempfile.TemporaryDirectory(prefix="kernel-", ignore_cleanup_errors=True) as folder:
+            return self._execute_through(Path(folder), path, target, side_by_side)
+
+    def _execute_through(self, sockets: Path, path: Path, target: Path, side_by_side: int) -> bool:
         mode, notebook = self.mode, nbformat.read(path, as_version=4)
         for cell in notebook.cells:
             if cell.cell_type == "code":
@@ -129,6 +135,7 @@ class _Runner:
             on_cell_start=remember,  # a kernel that died leaves no other trace of where
             extra_arguments=["--log-level=ERROR"],
             resources={"metadata": {"path": str(path.parent)}},
+            config=_channels(sockets),
         )
         self.clients.add(client)
         try:
@@ -157,6 +164,12 @@ class _Runner:
         notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
         write_atomically(target, (nbformat.writes(notebook) + "\n").encode())
         return True
+
+
+def _channels(folder: Path) -> Config:
+    """Files as sockets: a port that is free when a kernel is told of it may be taken when it starts."""
+    through = {} if os.name == "nt" else {"transport": "ipc", "ip": str(folder / "channel")}
+    return Config({"KernelManager": through})
 
 
 def _kernel_environment(side_by_side: int) -> dict[str, str]:

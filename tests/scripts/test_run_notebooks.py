@@ -24,7 +24,8 @@ def project(tmp_path, monkeypatch):
 
 
 def test_runs_in_order_skips_what_is_done_and_names_the_cell_that_fails(project, capfd):
-    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "print(MODE)")
+    channel = "from ipykernel.kernelapp import IPKernelApp; print(IPKernelApp.instance().transport)"
+    write_notebook(project, "00_a.ipynb", 'MODE = "fast"', "print(MODE)", channel)
     write_notebook(project, "01_b.ipynb", 'MODE = "fast"', "x = 1", "raise KeyError('lost')", "x = 2")
     committed = nbformat.read(project / "notebooks" / "01_b.ipynb", as_version=4)
     for count, cell in enumerate(committed.cells, 1):
@@ -35,6 +36,7 @@ def test_runs_in_order_skips_what_is_done_and_names_the_cell_that_fails(project,
     assert "[1/2] 00_a" in out and "01_b.ipynb failed in cell 2" in err and "lost" in err
     executed = nbformat.read(project / "build" / "notebooks" / "00_a.ipynb", as_version=4)
     assert executed.cells[1].outputs[0].text == "full\n"
+    assert executed.cells[2].outputs[0].text == ("tcp\n" if os.name == "nt" else "ipc\n")
     assert nbformat.read(project / "notebooks" / "00_a.ipynb", as_version=4).cells[1].outputs == []
     write_notebook(project, "01_b.ipynb", 'MODE = "fast"')
     assert run_notebooks([], "full")

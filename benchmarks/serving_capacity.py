@@ -7,7 +7,7 @@ from asking to the packet is at most three times that of its own requests alone.
 turns, so that other work on the machine slows all of them: what counts are the ratios.
 
 Stopped and started again with the same settings it goes on (``results/serving_capacity``); at the end it writes
-``data/serving/capacity.csv`` and ``capacity_requests.csv``.
+``data/serving/capacity.csv``, ``capacity_requests.csv`` and ``capacity_steps.csv``.
 """
 
 import argparse
@@ -231,7 +231,12 @@ def main() -> None:
     first = table.system == "step-level batch"
     table.loc[first, "join_p99_steps"] = np.quantile(joins.join_steps, 0.99) if len(joins) else np.nan
     table.loc[first, "joined"] = len(joins)
-    files = {"capacity": table, "capacity_requests": done.drop(columns="load_average").round(5)}
+    steps = pd.read_csv(folder / "table.csv").round(5)
+    files = {
+        "capacity": table,
+        "capacity_requests": done.drop(columns="load_average").round(5),
+        "capacity_steps": steps,
+    }
     for name, rows in files.items():
         file = options.out / f"{name}.csv"
         write_rows(file, rows.to_dict("records"))

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from splitpoint.edge import HiddenRegimes, Poisson, System, Twin
+from splitpoint.edge import HiddenRegimes, Poisson, System, Twin, draw_paths
 from splitpoint.edge.policies import StatePrice
 from splitpoint.files import data_path, read_meta
 from splitpoint.study import learned_price
@@ -35,6 +35,15 @@ def test_holm_is_the_textbooks():
     assert learned_price._holm(p).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
+def test_others_are_those_of_the_second_before():
+    table = learned_price.granted_by_crowd("Azure, code", ("posted_price",), 1, (0, 5))
+    case = scenarios()["Azure, code"]
+    (path,) = draw_paths(case.edges, case.arrivals, learned_price.JUDGE_SEED, 1)
+    few = sum(np.sum(now - path.arrival_s[:place] <= 1) < 5 for place, now in enumerate(path.arrival_s))
+    assert table.others.tolist() == ["0 to 4", "5 or more"]
+    assert table.requests.tolist() == [few, len(path.arrival_s) - few]
+
+
 @pytest.mark.slow
 def test_who_sees_the_regime_uses_its_own_numbers():
     case = learned_price.Unseen((released_edge(),), HiddenRegimes((2.0, 16.0), 5.0, 20.0))
@@ -62,6 +71,8 @@ def test_the_shipped_tables_are_what_the_notebook_reads():
     assert set(played.scenario) == set(scenarios())
     assert set(played.policy) == {*learned_price.FAST, *learned_price.SLOW, SEEING}
     assert played.groupby(["scenario", "policy"]).path.nunique().loc[:, "learned"].min() >= 200
+    crowd = pd.read_csv(data_path("learning", "granted_by_crowd.csv"))
+    assert crowd.groupby("others").requests.nunique().eq(1).all()  # every policy met the same requests
     without = pd.read_csv(data_path("learning", "twin_without.csv"))
     assert set(without.without) == set(learned_price.WITHOUT) and without.share.between(0.5, 1.0).all()
     assert set(pd.read_csv(data_path("learning", "edge_learners.csv")).learner) == set(LEARNERS)

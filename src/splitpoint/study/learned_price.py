@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,14 @@ def play_scenario(scenario: str, policy: str, num_paths: int, seed: int = JUDGE_
         num_paths: the first of the paths, which are the same for all policies.
         seed: of the paths; nothing is tuned on it.
     """
+    table, seconds = _played(scenario, policy, num_paths, seed)
+    gains = np.bincount(table.replication, table.gain_s, minlength=num_paths)
+    said = dict(scenario=scenario, policy=policy, decision_ms=1000 * seconds / max(len(table), 1))
+    return [said | dict(path=path, gain_s=gain) for path, gain in enumerate(gains)]
+
+
+def _played(scenario: str, policy: str, num_paths: int, seed: int) -> tuple[pd.DataFrame, float]:
+    """Every request, and the seconds that playing took."""
     cases = scenarios()
     one_of("scenario", scenario, cases)
     whole_number("num_paths", num_paths, 1)
@@ -309,10 +318,39 @@ def play_scenario(scenario: str, policy: str, num_paths: int, seed: int = JUDGE_
         made = make_policy(policy, case.edges, expected)
     began = time.perf_counter()
     table = simulate(case.edges, paths, made)
-    seconds = time.perf_counter() - began
-    gains = np.bincount(table.replication, table.gain_s, minlength=num_paths)
-    said = dict(scenario=scenario, policy=policy, decision_ms=1000 * seconds / max(len(table), 1))
-    return [said | dict(path=path, gain_s=gain) for path, gain in enumerate(gains)]
+    return table, time.perf_counter() - began
+
+
+def granted_by_crowd(
+    scenario: str = "Azure, code",
+    names: Sequence[str] = ("learned_price", "learned", "adaptive_price", "fluid_resolving", "posted_price"),
+    num_paths: int = 12,
+    bounds: Sequence[int] = (0, 3, 10, 30),
+    seed: int = JUDGE_SEED,
+) -> pd.DataFrame:
+    """Share of requests that is granted, by how many others came within the second before.
+
+    Args:
+        scenario: key of ``scenarios()``.
+        names: policies.
+        num_paths: the first of the fixed paths.
+        bounds: smallest number of others in each column.
+        seed: of the paths.
+
+    Returns:
+        ``policy, others`` (how many came), ``requests, granted`` (their share).
+    """
+    labels = [*(f"{low} to {high - 1}" for low, high in pairwise(bounds)), f"{bounds[-1]} or more"]
+    rows = []
+    for name in names:
+        table = _played(scenario, name, num_paths, seed)[0].sort_values(["replication", "arrival_s"])
+        others = table.groupby("replication").arrival_s.transform(
+            lambda t: np.arange(len(t)) - np.searchsorted(t.to_numpy(), t.to_numpy() - 1.0)
+        )
+        crowd = np.searchsorted(bounds, others, side="right") - 1
+        for place, granted in (table.granted_steps > 0).groupby(crowd):
+            rows.append(dict(policy=name, others=labels[place], requests=len(granted), granted=granted.mean()))
+    return pd.DataFrame(rows)
 
 
 def judge(names: Sequence[str] = (*FAST, *SLOW, SEEING), paths: dict[str, int] = PATHS) -> pd.DataFrame:
@@ -397,11 +435,12 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(
         prog="splitpoint train-policy",
-        description="Train the cost curves that ship, and judge them.",
+        description="Train the cost curves and the price that ship, and judge them.",
         epilog="example: splitpoint train-policy twin",
     )
     tables = {
         "judge": (judge, "learned_price"),
+        "bursts": (granted_by_crowd, "granted_by_crowd"),
         "without": (without, "twin_without"),
         "ablation": (ablation, "edge_learners"),
     }

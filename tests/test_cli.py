@@ -17,8 +17,21 @@ def users(tmp_path, monkeypatch):
 def test_a_plan_from_a_file(users, capsys):
     assert cli.main(["plan", "users.csv", "--edge", "A100", "--software", "compiled", "--out", "plan.csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[0] == "user" and lines[1].split()[:2] == ["ann", "yes"]
+    assert lines[0] == "edge: A100, compiled; static batching, at most 18; corrected hand-over"
+    assert lines[1].split()[0] == "user" and lines[2].split()[:2] == ["ann", "yes"]
+    assert lines[-1].startswith("utility") and "(optimal);" in lines[-1]
     assert read_meta(users / "plan.csv")["kind"] == "simulated"
+
+
+def test_a_plan_is_optimal_for_the_batching_that_was_asked_for(users, capsys):
+    def utility(*typed):
+        assert cli.main(["plan", "users.csv", "--batching", "early_exit", *typed]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        return float(last.split()[1]), last
+
+    best, said = utility()
+    other, warned = utility("--method", "exact")
+    assert best >= other and "(optimal);" in said and "(optimal for static batching);" in warned
 
 
 @pytest.mark.parametrize(
@@ -27,6 +40,12 @@ def test_a_plan_from_a_file(users, capsys):
         (["plan", "none.csv"], "splitpoint plan: path='none.csv' cannot be read"),
         (["plan", "users.csv", "--edge", "Abacus"], "Abacus"),
         (["plan", "users.csv", "--line", "-1", "0"], "slope_s=-1.0 is outside"),
+        (["plan", "users.csv", "--software", "compiled"], "valid beside --edge"),
+        (["plan", "users.csv", "--edge", "A100", "--gpus", "4"], "gpus=4 are of the released edge"),
+        (["plan", "users.csv", "--method", "early_exit"], "valid beside --batching early_exit"),
+        (["profile", "--out", "x.csv", "--only", "sd21"], "only='sd21' is unknown; there are: mini"),
+        (["device", "--edge", "127.0.0.1:1", "--token", "x"], "edge='127.0.0.1:1' is no address; valid is one like"),
+        (["load", "--edge", "nowhere", "--token", "x"], "edge='nowhere' is no address"),
         (["fly"], "splitpoint: 'fly' is unknown; there are: plan"),
         (["sweep", "../evil"], "name='../evil' is no name"),
     ],

@@ -162,6 +162,8 @@ def test_traces_are_read_from_a_users_own_file(tmp_path):
     assert read_trace(file).moments_s == pytest.approx((0.0, 4.314579))
     file.write_text("s\n3\n1.5\n9\n")
     trace = read_trace(file, "s", horizon_s=5.0)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())  # as a spreadsheet saves it
+    assert read_trace(file, "s", horizon_s=5.0) == trace
     np.testing.assert_allclose(trace.times(np.random.default_rng(0)), [0, 1.5])
     with pytest.raises(ValueError, match="column='TIMESTAMP'"):
         read_trace(file)

@@ -210,6 +210,8 @@ def test_the_list_of_policies_is_open():
         del _MAKERS["ten_steps"]
     with pytest.raises(ValueError, match="there are: all_local"):
         make_policy("unknown", [EDGE])
+    with pytest.raises(ValueError, match="name='first_come' is one of the package's own policies"):
+        register_policy("first_come", lambda system, arrivals: lambda observation: Decision())
 
 
 @pytest.mark.parametrize("decision", [Decision(1, 10), Decision(0, 121)])

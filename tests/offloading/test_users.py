@@ -12,7 +12,7 @@ def write(tmp_path, text):
 
 
 def test_users_of_ones_own_become_a_window_and_a_plan_a_table(tmp_path):
-    path = write(tmp_path, "\ufeffuser,device_step_s,alpha_s\nann,0.3,40\nbob,0.05,1e-3\n")
+    path = write(tmp_path, "\ufeffuser, device_step_s, alpha_s\nann, 0.3, 40\nbob,0.05,1e-3\n")
     names, instance = read_users(path, EDGE)
     assert names == ["ann", "bob"] and instance.arrival_s.tolist() == [0, 0]
     plan = solve(instance)
@@ -27,6 +27,7 @@ def test_users_of_ones_own_become_a_window_and_a_plan_a_table(tmp_path):
     "text, message",
     [
         ("user,alpha_s\nann,1\n", "users.csv: column 'device_step_s' is missing"),
+        ("user;device_step_s;alpha_s\nann;1;1\n", "there are 'user;device_step_s;alpha_s'"),
         ("user,device_step_s,alpha_s\n", "users.csv: no rows"),
         ("user,device_step_s,alpha_s\nann,0.1,much\n", "users.csv, line 2: alpha_s='much' is not a number"),
         ("user,device_step_s,alpha_s\nann,0.1\n", "users.csv, line 2: alpha_s=None is not a number"),

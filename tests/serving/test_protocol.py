@@ -64,6 +64,11 @@ def test_names_that_could_be_more_than_a_name_are_refused(name):
         check_name(name)
 
 
+def test_no_token_looks_like_an_option():
+    tokens = Tokens({})
+    assert all(tokens.add(f"user{number}").isalnum() for number in range(100))
+
+
 def test_a_token_is_its_users_and_nobody_elses():
     tokens = Tokens({"ann": "a" * 8, "ben": "b" * 8})
     assert tokens.user("Bearer " + "a" * 8) == "ann" and tokens.user("bearer " + "b" * 8) == "ben"

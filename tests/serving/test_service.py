@@ -264,3 +264,12 @@ def test_the_policy_is_served_as_it_is_simulated(name):
 def test_bad_options_are_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ServiceOptions(**wrong)
+
+
+def test_an_edge_takes_a_pipeline_from_its_folder():
+    from splitpoint.files import data_path
+    from splitpoint.serving.engine import EngineOptions, Worker
+
+    folder = str(data_path("models", "mini"))
+    with_folder, ours = (Worker(EngineOptions(model, max_batch=2), print).facts() for model in (folder, "mini"))
+    assert with_folder == ours | {"guidance_scale": 7.5}

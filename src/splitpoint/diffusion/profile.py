@@ -545,11 +545,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "mps", "cpu"))
     parser.add_argument("--budget-seconds", type=float, default=480.0)
     parser.add_argument("--curve-seconds", type=float, help="the most one curve may take; by default 60 to 180")
-    parser.add_argument("--only", nargs="*", default=[], help="architectures, all if left out")
+    parser.add_argument("--only", nargs="*", default=[], help="networks, all if left out: mini, sd15, …")
     arguments = parser.parse_args()
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     device = arguments.device or best_device()
+    for name in arguments.only:
+        one_of("only", name, sorted({s.architecture for s in default_settings(device)}))
     settings = [
         replace(s, limit_s=arguments.curve_seconds or s.limit_s)
         for s in default_settings(device)

@@ -94,7 +94,7 @@ def load_users(
         personal = dict(zip(names, personal))
     for path in a_mapping("personal", personal, empty=False).values():
         a_path("personal", path)
-    edge = _load_pipeline(base, dtype, device) if isinstance(base, (str, Path)) else base
+    edge = load_pipeline(base, dtype, device) if isinstance(base, (str, Path)) else base
     family_of(edge, "base")
     if device is not None:
         edge.to(device)
@@ -105,7 +105,7 @@ def load_users(
         elif _is_adapter(path):
             users[name] = User(name, edge, add_adapter(edge, path, name))
         else:
-            users[name] = User(name, _load_pipeline(path, dtype or _network(edge).dtype, device or edge.device))
+            users[name] = User(name, load_pipeline(path, dtype or _network(edge).dtype, device or edge.device))
             if model_fingerprint(users[name].pipeline) != model_fingerprint(edge):
                 raise ValueError(
                     f"personal={str(path)!r} is not a fine-tune of the base: its autoencoder, latent "
@@ -172,7 +172,20 @@ def _adapter_layers(model: torch.nn.Module) -> list[BaseTunerLayer]:
     return _adapted[model][1]
 
 
-def _load_pipeline(path: str | Path, dtype: torch.dtype | None, device) -> DiffusionPipeline:
+def load_pipeline(
+    path: str | Path, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> DiffusionPipeline:
+    """A pipeline of a class that ``families`` knows, from safetensors.
+
+    Args:
+        path: folder or hub name.
+        dtype: of the weights; as stored if left out.
+        device: where to put it.
+
+    Raises:
+        ValueError: if the path holds none, saying why.
+    """
+    a_path("path", path)
     as_asked = {} if dtype is None else {"dtype": dtype}
     if meta_path(Path(path) / HEAD).exists():  # a folder of this project says what each of its files was
         check_folder(Path(path))

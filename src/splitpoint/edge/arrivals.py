@@ -268,8 +268,8 @@ def read_trace(path: str | FilePath, column: str = "TIMESTAMP", horizon_s: float
     a_path("path", path)
     finite_number("horizon_s", horizon_s, 0.0, open_end=True)
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"path={FilePath(path).name!r} cannot be read: {error}") from error
     if not rows or column not in rows[0]:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from splitpoint.checks import a_path, finite_array, instance_of
 from splitpoint.edge.arrivals import Arrivals
 from splitpoint.edge.observation import Observation, System
-from splitpoint.edge.policies import at_prices, marginal_step_s, mean_and_spread, register_policy
+from splitpoint.edge.policies import at_prices, keep_policy, marginal_step_s, mean_and_spread
 from splitpoint.edge.request import Decision
 from splitpoint.edge.steady import static_prices
 from splitpoint.files import data_path
@@ -215,4 +215,4 @@ def load_weights(path: str | Path) -> PriceWeights:
         raise ValueError(f"path={Path(path).name!r} holds no learned price: {error}") from error
 
 
-register_policy("learned_price", learned_price)
+keep_policy("learned_price", learned_price)

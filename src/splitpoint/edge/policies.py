@@ -725,18 +725,27 @@ def load_curve(path: str | FilePath) -> LearnedCurve:
 
 Maker = Callable[[System, Arrivals], Policy]
 _MAKERS: dict[str, Maker] = {}
+_KEPT: set[str] = set()
 
 
 def register_policy(name: str, maker: Maker) -> None:
     """Put a policy on the list: ``maker(system, arrivals)`` makes it for edges and the arrivals expected there.
 
     Raises:
-        ValueError: for a name that is no text or empty, or a maker that cannot be called.
+        ValueError: for a name that is no text, empty or one of the package's own, or a maker that cannot be called.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"name={name!r} is no name; valid is text")
+    if name in _KEPT and _MAKERS[name] is not maker:
+        raise ValueError(f"name={name!r} is one of the package's own policies; choose another")
     a_function("maker", maker)
     _MAKERS[name] = maker
+
+
+def keep_policy(name: str, maker: Maker) -> None:
+    """As ``register_policy``, for the package itself: nobody replaces the policy under this name."""
+    _MAKERS[name] = maker
+    _KEPT.add(name)
 
 
 def policies() -> list[str]:
@@ -856,19 +865,19 @@ def fluid(system: System, arrivals: Arrivals, **options) -> Fluid:
     return Fluid(demand, system, **options)
 
 
-register_policy("all_local", lambda system, arrivals: AllLocal())
-register_policy("first_come", lambda system, arrivals: FirstCome())
-register_policy("selfish", lambda system, arrivals: Selfish())
-register_policy("myopic", lambda system, arrivals: StatePrice(0.0, 1.0))
-register_policy("window_plan", lambda system, arrivals: WindowPlan())
-register_policy("window_plan_counting", lambda system, arrivals: WindowPlan(count_those_inside=True))
-register_policy("replanning", lambda system, arrivals: Replanning())
-register_policy("posted_price", posted_price)
-register_policy("state_price", tune_state_price)
-register_policy("adaptive_price", tune_adaptive_price)
-register_policy("fluid_resolving", fluid)
-register_policy("bayes_selector", lambda system, arrivals: fluid(system, arrivals, futures=9, choose="vote"))
-register_policy("hindsight_duals", lambda system, arrivals: fluid(system, arrivals, futures=9, choose="mean"))
-register_policy("mirror_descent", lambda system, arrivals: MirrorDescent(system))
-register_policy("drift_plus_penalty", tune_patience)
-register_policy("rollout", lambda system, arrivals: Rollout(posted_price(system, arrivals), arrivals.users))
+keep_policy("all_local", lambda system, arrivals: AllLocal())
+keep_policy("first_come", lambda system, arrivals: FirstCome())
+keep_policy("selfish", lambda system, arrivals: Selfish())
+keep_policy("myopic", lambda system, arrivals: StatePrice(0.0, 1.0))
+keep_policy("window_plan", lambda system, arrivals: WindowPlan())
+keep_policy("window_plan_counting", lambda system, arrivals: WindowPlan(count_those_inside=True))
+keep_policy("replanning", lambda system, arrivals: Replanning())
+keep_policy("posted_price", posted_price)
+keep_policy("state_price", tune_state_price)
+keep_policy("adaptive_price", tune_adaptive_price)
+keep_policy("fluid_resolving", fluid)
+keep_policy("bayes_selector", lambda system, arrivals: fluid(system, arrivals, futures=9, choose="vote"))
+keep_policy("hindsight_duals", lambda system, arrivals: fluid(system, arrivals, futures=9, choose="mean"))
+keep_policy("mirror_descent", lambda system, arrivals: MirrorDescent(system))
+keep_policy("drift_plus_penalty", tune_patience)
+keep_policy("rollout", lambda system, arrivals: Rollout(posted_price(system, arrivals), arrivals.users))

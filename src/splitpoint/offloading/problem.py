@@ -132,7 +132,9 @@ class Instance:
                 "(milliseconds?)"
             )
         if np.any(self.arrival_s > self.parameters.window_s):
-            raise ValueError(f"arrival_s holds {self.arrival_s.max()}; valid is [0, {self.parameters.window_s}]")
+            raise ValueError(
+                f"arrival_s holds {self.arrival_s.max()}; valid is [0, {self.parameters.window_s}], one window"
+            )
 
     @property
     def num_users(self) -> int:

@@ -36,13 +36,14 @@ def read_users(
         raise ValueError(f"path={path!r} is no path") from error
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, skipinitialspace=True)
             rows, columns = list(reader), reader.fieldnames or []
     except (OSError, ValueError) as error:  # what is no UTF-8 is a ValueError
         raise ValueError(f"path={path.name!r} cannot be read as a CSV file: {error}") from error
     for column in COLUMNS[:3]:
         if column not in columns:
-            raise ValueError(f"{path.name}: column {column!r} is missing; valid are {', '.join(COLUMNS)}")
+            found = f"; there are {', '.join(map(repr, columns))}" if columns else ""
+            raise ValueError(f"{path.name}: column {column!r} is missing{found}; valid are {', '.join(COLUMNS)}")
     if not rows:
         raise ValueError(f"{path.name}: no rows; at least one user is needed")
     names = [row["user"] for row in rows]

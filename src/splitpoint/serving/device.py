@@ -21,7 +21,7 @@ from splitpoint.diffusion.hybrid import to_images
 from splitpoint.diffusion.packet import Packet
 from splitpoint.diffusion.users import User
 from splitpoint.files import safe_name, write_atomically
-from splitpoint.serving.protocol import as_png
+from splitpoint.serving.protocol import as_png, check_address
 
 RETRY_S = (0.05, 0.1, 0.2, 0.4, 0.8)  # between two tries, then the last
 
@@ -114,6 +114,7 @@ class Device:
         guidance_scale: float = 3.0,
         scheduler: str = "ddim",
     ):
+        check_address(url)
         instance_of("user", user, User)
         step_s = pace_s if step_s is None else step_s
         finite_number("step_s", step_s, 0.0, open_end=True)  # type: ignore[arg-type]
@@ -129,6 +130,13 @@ class Device:
         self.run = dict(num_steps=num_steps, guidance_scale=guidance_scale, scheduler=scheduler)
         headers = {"Authorization": f"Bearer {token}"}
         self.client = httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(40.0, connect=2.0))
+
+    def reaches(self) -> bool:
+        """Whether anybody answers at the edge's address now."""
+        try:
+            return self.client.get("/healthz", timeout=2.0).status_code < 500
+        except httpx.TransportError:
+            return False
 
     def close(self) -> None:
         """Close the connections."""
@@ -288,21 +296,29 @@ def main() -> None:
         description="Draw pictures in a personal style, the first steps on an edge.",
         epilog="example: splitpoint device --edge http://127.0.0.1:8765 --token … --style noto --prompt 'red apple'",
     )
-    parser.add_argument("--edge", required=True, help="address of the edge")
+    parser.add_argument("--edge", required=True, help="address of the edge, http://…")
     parser.add_argument("--token", required=True, help="as the edge printed it")
     parser.add_argument("--style", default="noto", choices=mini_users(), help="personal model")
-    parser.add_argument("--prompt", action="append", help="what to draw; may be given several times")
+    parser.add_argument("--prompt", action="append", help="what to draw, 'red apple' if left out; may be given often")
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; each next one is one higher")
-    parser.add_argument("--alpha", type=float, default=5.0, help="seconds worth one unit of accuracy")
+    worth = "seconds worth one unit of accuracy (default %(default)g)"
+    parser.add_argument("--alpha", type=float, default=5.0, help=worth)
     parser.add_argument("--deadline", type=float, help="seconds")
-    parser.add_argument("--pace", default="0.1", help="seconds of a step, or the name of a published device")
+    pace = "seconds of a step (default %(default)s), or the name of a published device"
+    parser.add_argument("--pace", default="0.1", help=pace)
     parser.add_argument("--keep", type=Path, help="folder for packets, to go on from after a restart")
-    parser.add_argument("--out", type=Path, default=Path("results/pictures"), help="folder for the pictures")
+    folder = "folder for the pictures (default %(default)s)"
+    parser.add_argument("--out", type=Path, default=Path("results/pictures"), help=folder)
     options = parser.parse_args()
+    pace_s = pace_of(options.pace)
     options.out.mkdir(parents=True, exist_ok=True)
     user = load_mini_hybrid().users[options.style]
-    device = Device(options.edge, options.token, user, pace_s=pace_of(options.pace), folder=options.keep)
+    device = Device(options.edge, options.token, user, pace_s=pace_s, folder=options.keep)
     try:
+        if not device.reaches():
+            patience = f"{device.patience_s:g} s"
+            print(f"{options.edge} does not answer; each picture waits {patience} for it, then is drawn here alone")
+        where = set()
         for drawn in device.resume():
             print(f"finished a saved packet: {drawn.steps} steps were the edge's")
         for number, prompt in enumerate(options.prompt or ["red apple"]):
@@ -313,6 +329,9 @@ def main() -> None:
             said = drawn.predicted.get("total_s")
             said = "" if said is None else f", predicted {said:.2f} s"
             print(f"{file}: {drawn.where}, {drawn.steps} edge steps, {drawn.seconds['total_s']:.2f} s{said}")
+            where.add(drawn.where)
+        if "home" in where:
+            print("home: the edge asks more for its steps than they are worth to this device; see --alpha and --pace")
     finally:
         device.close()
 

@@ -31,26 +31,39 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: splitpoint edge --users ann,ben --policy 'posted_price' --journal results/edge.journal",
     )
     add = parser.add_argument
-    add("--policy", default="posted_price", help="a name that splitpoint.edge.policies() knows, or a policy file")
+    add(
+        "--policy",
+        default="posted_price",
+        help="a name (default %(default)s), or a learned curve, .safetensors",
+    )
     add("--host", default="127.0.0.1", help="address to listen on; only this machine unless told otherwise")
-    add("--port", type=int, default=8765, help="0 takes any that is free")
-    add("--users", default="me", help="names, with commas between; each gets a token, printed at the start")
+    add("--port", type=int, default=8765, help="default %(default)d; 0 takes any that is free")
+    add(
+        "--users",
+        default="me",
+        help="names, with commas between; each gets a token (default %(default)s)",
+    )
     add("--tokens", type=Path, help='a JSON file {"name": "token"} instead of --users')
     add("--journal", type=Path, help="file to go on from after a restart")
     add("--to-disk", action="store_true", help="wait for the disk at every accepted request")
     add("--ready", type=Path, help="write address and tokens to this file once requests are answered")
     add("--model", default="mini", help="'mini', or the folder of a diffusers pipeline")
-    add("--num-steps", type=int, default=50, help="denoising steps of a run")
-    add("--max-batch", type=int, default=18, help="most rows of a step")
+    add("--num-steps", type=int, default=50, help="denoising steps of a run (default %(default)d)")
+    add("--max-batch", type=int, default=18, help="most rows of a step (default %(default)d)")
     add("--guidance", type=float, help="guidance scale; the model's own if left out")
-    add("--scheduler", default="ddim", help="ddim, euler or dpmsolver++")
+    add("--scheduler", default="ddim", help="ddim (the default), euler or dpmsolver++")
     add("--device", default="cpu", help="of torch: cpu, cuda, mps")
     add("--dtype", default="float32", choices=DTYPES, help="of the weights")
     add("--threads", type=int, default=1, help="of the process that computes")
     add("--same-shape", action="store_true", help="pad every step, so that company changes no bit of a picture")
     add("--table", type=Path, help="CSV of batch,step_s from an earlier start, instead of timing steps at this one")
     add("--transfer", type=float, default=0.005, help="seconds of a hand-over, for decisions and forecasts")
-    add("--expected-hz", type=float, default=4.0, help="requests a second that the policy is tuned for")
+    add(
+        "--expected-hz",
+        type=float,
+        default=4.0,
+        help="requests a second that the policy expects (default %(default)g)",
+    )
     add("--max-waiting", type=int, default=64, help="requests that may wait; more are turned away")
     add("--keep", type=float, default=600.0, help="seconds that a packet waits for its device")
     add("--drain", type=float, default=30.0, help="seconds to finish after SIGTERM")
@@ -177,6 +190,7 @@ async def _serve(options, engine_options, service_options, tokens: Tokens, given
     url = f"http://{host if family == socket.AF_INET else f'[{host}]'}:{listening.getsockname()[1]}"
     classroom = Classroom(engine_options) if options.classroom else None
     app = create_app(service, tokens, viewer, classroom)
+    print("loading, and timing steps" if options.table is None else "loading", "…", flush=True)
     try:
         await service.start()
         if classroom is not None:

@@ -233,13 +233,13 @@ def load_family(options: EngineOptions):
 
     from splitpoint.diffusion.families import family_of
     from splitpoint.diffusion.mini import GUIDANCE_SCALE, load_mini
-    from splitpoint.diffusion.users import load_users
+    from splitpoint.diffusion.users import load_pipeline
 
     dtype = getattr(torch, options.dtype)
     if options.model == "mini":
         pipeline, guidance = load_mini(device=options.device, dtype=dtype), GUIDANCE_SCALE
     else:
-        pipeline, guidance = load_users(options.model, {}, dtype=dtype, device=options.device)[0], 7.5
+        pipeline, guidance = load_pipeline(options.model, dtype, options.device), 7.5
     return family_of(pipeline), guidance if options.guidance_scale is None else options.guidance_scale
 
 

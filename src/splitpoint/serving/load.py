@@ -21,6 +21,7 @@ from splitpoint.edge import Arrivals, Edge, Users, draw_paths, read_trace
 from splitpoint.edge import Path as Arriving
 from splitpoint.files import results_path
 from splitpoint.offloading import LatencyModel
+from splitpoint.serving.protocol import check_address
 
 ARRIVALS = ("poisson", "gamma", "trace")
 SPANS = ("queue_s", "steps_s", "hand_over_s", "transfer_s", "device_s", "decode_s")
@@ -263,7 +264,7 @@ def main() -> None:
         description="Many devices at once, in an open loop.",
         epilog="example: splitpoint load --edge http://127.0.0.1:8765 --token … --rate 2 --requests 100",
     )
-    parser.add_argument("--edge", required=True, help="address of the edge")
+    parser.add_argument("--edge", required=True, help="address of the edge, http://…")
     parser.add_argument("--token", required=True, action="append", help="as the edge printed it; one a user")
     parser.add_argument("--rate", type=float, default=1.0, help="requests a second")
     parser.add_argument("--requests", type=int, default=60, help="how many")
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, help="seconds within which a picture is good")
     parser.add_argument("--out", type=Path, default=results_path("load"), help="folder for table, report and figure")
     options = parser.parse_args()
+    check_address(options.edge)
     if options.arrivals == "trace":
         if options.trace is None:
             raise ValueError("trace is not given; valid is a CSV file with a column of moments")
@@ -299,7 +301,9 @@ def as_text(said: dict) -> str:
         f"{said['turned_away']} turned away, {said['failed']} without an answer",
         f"seconds to the picture: median {total['p50']:.2f}, p90 {total['p90']:.2f}, p95 {total['p95']:.2f}, "
         f"p99 {total['p99']:.2f}; {said['throughput_hz']:.2f} a second; in time {100 * said['goodput']:.0f} %",
-        "of a granted one: " + ", ".join(f"{name[:-2]} {seconds:.3f} s" for name, seconds in parts.items()),
+        "of a granted one: " + ", ".join(f"{name[:-2]} {seconds:.3f} s" for name, seconds in parts.items())
+        if said["granted"]
+        else "nobody was granted: the edge asks more for its steps than they are worth to these devices",
         f"predicted at admission: mean error {100 * said['error_mean']:.1f} %, p95 {100 * said['error_p95']:.1f} %",
     ]
     if said["late_steps_share"] > 0.01:

@@ -109,6 +109,17 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_address(url: str) -> str:
+    """The address of an edge, as it is.
+
+    Raises:
+        ValueError: for what is none, with an example.
+    """
+    if not isinstance(url, str) or not url.startswith(("http://", "https://")):
+        raise ValueError(f"edge={url!r} is no address; valid is one like http://127.0.0.1:8765")
+    return url
+
+
 class Tokens:
     """Who may speak: a token for each user, kept as a hash and compared in constant time.
 
@@ -130,7 +141,7 @@ class Tokens:
         check_name(name)
         if name in self._digests:
             raise ValueError(f"name {name!r} is taken")
-        token = secrets.token_urlsafe(18) if token is None else token
+        token = secrets.token_hex(16) if token is None else token  # letters and digits: no shell takes it for an option
         if not isinstance(token, str) or len(token) < 8:
             raise ValueError("token must have 8 characters at least")
         self._digests[name] = _digest(token)

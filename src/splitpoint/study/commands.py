@@ -25,31 +25,55 @@ def plan() -> None:
         description="Whom to serve and where to split, for users of your own.",
         epilog="example: splitpoint plan users.csv --edge A100 --software compiled --out plan.csv",
     )
-    parser.add_argument("users", type=Path, help="CSV with columns user, device_step_s, alpha_s and maybe arrival_s")
+    parser.add_argument(
+        "users",
+        type=Path,
+        help="CSV with columns user, device_step_s (seconds of a step on the device), alpha_s (seconds that one would "
+        "wait for accuracy to go from 0 to 1) and maybe arrival_s (moment in the window of one second)",
+    )
     edge = parser.add_mutually_exclusive_group()
-    edge.add_argument("--edge", metavar="NAME", help="a named published machine, for instance A100")
-    edge.add_argument("--line", nargs=2, type=float, metavar=("K_S", "H_S"), help="seconds per request, seconds")
-    parser.add_argument("--software", default="eager", help="of the named machine")
-    parser.add_argument("--gpus", type=int, default=16, help="of the released edge, where no other is named")
-    parser.add_argument("--method", default="exact", choices=sorted(solvers()))
-    parser.add_argument("--batching", default="static", choices=("static", "early_exit"))
-    parser.add_argument("--transmission", default="corrected", choices=("released", "corrected"))
-    parser.add_argument("--max-batch", type=int, default=18)
-    parser.add_argument("--whole-steps", action="store_true")
+    edge.add_argument(
+        "--edge", metavar="NAME", help="a machine with a name in data/latency_profiles/named.csv, for instance A100"
+    )
+    edge.add_argument(
+        "--line", nargs=2, type=float, metavar=("K_S", "H_S"), help="a step of b requests takes K_S b + H_S"
+    )
+    parser.add_argument("--software", help="of the named machine, for instance compiled (default eager)")
+    parser.add_argument("--gpus", type=int, help="of the released edge, where no other is named (default 16)")
+    parser.add_argument("--method", choices=sorted(solvers()), help="default: the exact one of the batching")
+    batching = "leave the batch together, or each when its edge steps are done (default %(default)s)"
+    parser.add_argument("--batching", default="static", choices=("static", "early_exit"), help=batching)
+    units = "of a hand-over: in the right unit, or as the authors' code has it (default %(default)s)"
+    parser.add_argument("--transmission", default="corrected", choices=("released", "corrected"), help=units)
+    parser.add_argument("--max-batch", type=int, default=18, help="default %(default)d")
+    parser.add_argument("--whole-steps", action="store_true", help="split between steps only")
     parser.add_argument("--out", type=Path, help="write the plan to this CSV file, too")
     asked = parser.parse_args()
     if asked.out:
         can_write("--out", asked.out)
+    if asked.software and not asked.edge:
+        raise ValueError(f"software={asked.software!r} is of no machine; valid beside --edge")
+    if asked.gpus is not None and (asked.edge or asked.line):
+        raise ValueError(f"gpus={asked.gpus} are of the released edge; valid without --edge and --line")
+    if asked.method == "early_exit" and asked.batching != "early_exit":
+        raise ValueError("method='early_exit' plans for another batching; valid beside --batching early_exit")
+    method = asked.method or ("early_exit" if asked.batching == "early_exit" else "exact")
     if asked.line:
-        latency = LatencyModel(*asked.line)
+        latency, machine = LatencyModel(*asked.line), "a step of b requests takes {:g} b + {:g} s".format(*asked.line)
     elif asked.edge:
-        latency = hardware.edge(asked.edge, asked.software).table()
+        software = asked.software or "eager"
+        latency, machine = hardware.edge(asked.edge, software).table(), f"{asked.edge}, {software}"
     else:
-        latency = published_latency()[0].shared_by(asked.gpus)
+        gpus = 16 if asked.gpus is None else asked.gpus
+        latency, machine = published_latency()[0].shared_by(gpus), f"the released one, {gpus} GPUs"
     parameters = SystemParameters(max_batch=asked.max_batch, transmission=asked.transmission)
     names, instance = read_users(asked.users, latency, parameters)
-    found = solve(instance, asked.method, **({"whole_steps": True} if asked.whole_steps else {}))
+    found = solve(instance, method, **({"whole_steps": True} if asked.whole_steps else {}))
     rows = plan_rows(instance, found, names, asked.batching)
+    print(
+        f"edge: {machine}; {asked.batching.replace('_', ' ')} batching, at most {asked.max_batch}; "
+        f"{asked.transmission} hand-over"
+    )
     width = max(len("user"), *(len(str(row["user"])) for row in rows))
     print(f"{'user':{width}s}  granted  edge steps  device steps  accuracy  latency (s)")
     for row in rows:
@@ -59,7 +83,9 @@ def plan() -> None:
             f"{row['accuracy']:8.3f}  {row['latency_s']:11.2f}"
         )
     outcome = evaluate(instance, found, asked.batching)
-    print(f"utility {outcome.utility:.3f} s ({found.status})")
+    home = evaluate(instance, solve(instance, "all_local"), asked.batching).utility
+    how = f"{found.status} for static batching" if method == "exact" and asked.batching != "static" else found.status
+    print(f"utility {outcome.utility:.3f} s ({how}); {home:.3f} s if all stay at home")
     if asked.out:
         write_rows(asked.out, rows)
         write_meta(asked.out, kind="simulated", command=" ".join(sys.argv))
@@ -77,9 +103,12 @@ def sweep() -> None:
     parser.add_argument("--users", nargs="+", type=int, default=[4, 8, 12, 16, 20])
     parser.add_argument("--gpus", nargs="+", type=int, default=[16])
     parser.add_argument("--seeds", type=int, default=200, help="windows for each pair of users and GPUs")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--transmission", default="released", choices=("released", "corrected"))
-    parser.add_argument("--batching", default="static", choices=("static", "early_exit"))
+    names = f"default {' '.join(METHODS)}; agent, too"
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help=names)
+    units = "of a hand-over: as the authors' code has it, or in the right unit (default %(default)s)"
+    parser.add_argument("--transmission", default="released", choices=("released", "corrected"), help=units)
+    batching = "leave the batch together, or each when its edge steps are done (default %(default)s)"
+    parser.add_argument("--batching", default="static", choices=("static", "early_exit"), help=batching)
     asked = parser.parse_args()
     if "agent" in asked.methods:
         import_module("splitpoint.learning")  # puts the agent among the solvers

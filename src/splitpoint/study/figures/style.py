@@ -15,6 +15,7 @@ from IPython.core.pylabtools import print_figure
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from PIL import Image
 
+from splitpoint.checks import instance_of, one_of
 from splitpoint.files import project_root
 from splitpoint.offloading import AccuracyModel, Fit, LatencyModel, confidence_band, optimal_split
 
@@ -146,7 +147,13 @@ def method_lines(
         table: from ``sweeps.reward_sweep``.
         x: ``num_users`` or ``num_edge_gpus``.
         y: one of ``QUANTITIES``.
+
+    Raises:
+        ValueError: for a column that the table lacks.
     """
+    instance_of("table", table, pd.DataFrame)
+    one_of("x", x, [name for name in AXES if name in table])
+    one_of("y", y, [name for name in QUANTITIES if name in table])
     ax = ax or plt.subplots()[1]
     for method in table["method"].unique():
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
@@ -167,7 +174,14 @@ def reward_and_loss(table: pd.DataFrame, x: str) -> plt.Figure:
     Left, methods that come within 1 % of the exact optimum's gain over all-local everywhere are left out: their lines
     would lie on it. Right, the mean of the paired losses on a logarithmic axis; a method that loses nothing anywhere
     is named in the legend and has no line.
+
+    Raises:
+        ValueError: for a table without ``exact`` and ``all_local``, or a column that it lacks.
     """
+    instance_of("table", table, pd.DataFrame)
+    one_of("x", x, [name for name in AXES if name in table])
+    for method in ("exact", "all_local"):
+        one_of("method", method, sorted(table["method"].unique()))
     keys = ["num_users", "num_edge_gpus", "seed"]
     wide = table.pivot_table(index=keys, columns="method", values="reward")
     loss = wide.rsub(wide["exact"], axis=0).drop(columns="exact")

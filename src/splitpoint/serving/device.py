@@ -331,7 +331,7 @@ def main() -> None:
             print(f"{file}: {drawn.where}, {drawn.steps} edge steps, {drawn.seconds['total_s']:.2f} s{said}")
             where.add(drawn.where)
         if "home" in where:
-            print("home: the edge asks more for its steps than they are worth to this device; see --alpha and --pace")
+            print("home: the steps of this edge cost more than this device gains by them; see --alpha and --pace")
     finally:
         device.close()
 

@@ -303,7 +303,7 @@ def as_text(said: dict) -> str:
         f"p99 {total['p99']:.2f}; {said['throughput_hz']:.2f} a second; in time {100 * said['goodput']:.0f} %",
         "of a granted one: " + ", ".join(f"{name[:-2]} {seconds:.3f} s" for name, seconds in parts.items())
         if said["granted"]
-        else "nobody was granted: the edge asks more for its steps than they are worth to these devices",
+        else "nobody was granted: the steps of this edge cost more than these devices gain by them",
         f"predicted at admission: mean error {100 * said['error_mean']:.1f} %, p95 {100 * said['error_p95']:.1f} %",
     ]
     if said["late_steps_share"] > 0.01:

@@ -113,6 +113,7 @@ def test_samples_are_the_pictures_that_hybrid_inference_draws(measure, hybrid, j
     assert len({noise_seed(prompt, seed) for prompt in ("cat", "dog") for seed in (0, 1)}) == 4
 
 
+@pytest.mark.slow
 def test_an_interrupted_measurement_goes_on_to_the_same_table(measure, tmp_path, monkeypatch):
     whole = measure(path=tmp_path / "whole.csv")
     stop, drawn, compare = Event(), [], HybridPipeline.compare
@@ -135,6 +136,7 @@ def test_an_interrupted_measurement_goes_on_to_the_same_table(measure, tmp_path,
     assert len(drawn) == 5 and not list(tmp_path.glob("*.parts"))
 
 
+@pytest.mark.slow
 def test_a_part_that_was_cut_or_changed_is_measured_again(measure, tmp_path, monkeypatch, capsys):
     whole = measure(path=tmp_path / "whole.csv")
     monkeypatch.setattr(accuracy, "write_meta", lambda *_, **__: 1 / 0)  # as if killed when all cases were there

@@ -267,6 +267,7 @@ def test_an_autoencoder_is_not_trained_twice(tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_training_of_all_parts_can_be_interrupted_and_read_back(tmp_path, monkeypatch):
     """The only one that trains the autoencoder too, as ``make train-mini`` does."""
     monkeypatch.setitem(SIZES, "small", SMALLEST)
@@ -295,6 +296,7 @@ def test_a_tiny_one_takes_the_committed_autoencoder(pipe):
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 def test_an_improved_miniature_keeps_its_latents_and_says_what_it_came_from(folder, tmp_path):
     images = load_emoji(["noto"], ["rocket", "red apple"]).images
     before, latents = load_mini(folder), encode_images(load_mini(folder).vae, images)[0]

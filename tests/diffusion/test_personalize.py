@@ -55,6 +55,7 @@ def test_users_differ_and_leave_no_trace_when_off(pipe):
         assert np.abs(a.astype(int) - b).mean() > 1
 
 
+@pytest.mark.slow
 def test_a_user_pulls_the_images_towards_its_own_style(pipe):
     prompts = ["rocket", "red apple", "birthday cake", "guitar", "umbrella", "octopus", "tulip", "pizza"]
     before = style_accuracy(pipe, "openmoji", prompts, num_steps=10)
@@ -80,6 +81,7 @@ def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe):
     assert 20 * np.abs(again - mine.astype(int)).mean() < np.abs(mine - shared).mean()
 
 
+@pytest.mark.slow
 def test_a_tenth_of_the_prompts_is_left_out_in_training(pipe):
     seen = []
     hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[2].detach()))

@@ -6,6 +6,7 @@ Users who share the edge's weights take turns (``adapter_on``); a fingerprint sa
 import copy
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -208,6 +209,7 @@ def load_pipeline(
 def _is_adapter(path: str | Path) -> bool:
     if Path(path).exists():
         return _adapter_file(path).is_file()
+    print(f"no folder {str(path)!r} here; it is looked for on the model hub", file=sys.stderr)
     try:
         return file_exists(str(path), ADAPTER_FILE)
     except Exception:  # no network, or no such name: loading it as a pipeline says which

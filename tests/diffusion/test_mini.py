@@ -84,6 +84,7 @@ def test_guidance_can_be_off(pipe):
     assert np.abs(on.astype(int) - off).mean() > 0.5
 
 
+@pytest.mark.slow
 def test_most_images_show_what_the_prompt_asked_for(pipe):
     from splitpoint.diffusion.judges import load_concept_judge
 

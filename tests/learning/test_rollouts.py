@@ -29,6 +29,7 @@ from splitpoint.study.living_edge import released_edge
 FEATURES = ("free", "batch", "rate_10")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule, numbers", [("myopic", ()), ("state_price", (0.4, 1.2))])
 def test_rollouts_on_the_twin_are_right_on_average(rule, numbers):
     twin = Twin(1.5)

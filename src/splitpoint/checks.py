@@ -103,7 +103,7 @@ def a_sequence(name: str, values: Sequence, empty: bool = False) -> Sequence:
     """The values; refuses what is no list, tuple, range or array, and an empty one unless it may be ``empty``."""
     no_rows = isinstance(values, np.ndarray) and values.ndim == 0
     if not isinstance(values, (Sequence, np.ndarray)) or isinstance(values, (str, bytes)) or no_rows:
-        raise ValueError(f"{name}={_shown(values)} is no sequence")
+        raise ValueError(f"{name}={_shown(values)} is no sequence; valid is a list, of one too")
     if len(values) == 0 and not empty:
         raise ValueError(f"{name} is empty; at least one is needed")
     return values  # type: ignore[return-value]

@@ -110,7 +110,7 @@ def sweep() -> None:
     batching = "leave the batch together, or each when its edge steps are done (default %(default)s)"
     parser.add_argument("--batching", default="static", choices=("static", "early_exit"), help=batching)
     asked = parser.parse_args()
-    if "agent" in asked.methods:
+    if not set(asked.methods) <= set(solvers()):
         import_module("splitpoint.learning")  # puts the agent among the solvers
     table = reward_sweep(
         asked.name,

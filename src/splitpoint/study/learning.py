@@ -306,7 +306,8 @@ def _rounded(row: dict) -> dict:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=("agents", *TABLES))
+    what = "agents: train the agents that ship; the others: a table of notebook 07, with the trainings it needs"
+    parser.add_argument("name", choices=("agents", *TABLES), help=what)
     name = parser.parse_args().name
     torch.set_num_threads(1)
     if name == "agents":

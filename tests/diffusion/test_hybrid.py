@@ -508,6 +508,7 @@ def test_split_equals_unsplit_on_a_gpu_and_is_close_to_the_cpu(folder, models):
     torch.testing.assert_close(whole.cpu(), hybrid(models).generate("cat", "me", 0, 5).latents, rtol=0.02, atol=0.02)
 
 
+@pytest.mark.slow
 def test_four_threads_draw_the_pictures_of_one(models):
     from concurrent.futures import ThreadPoolExecutor
 

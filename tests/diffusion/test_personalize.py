@@ -63,6 +63,7 @@ def test_a_user_pulls_the_images_towards_its_own_style(pipe):
     assert style_accuracy(pipe, "openmoji", prompts, num_steps=10) >= max(0.5, before)
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_as_strong_as_the_one_that_was_trained(tmp_path, pipe):
     shared = draw(pipe, "rocket", [3], 3).astype(int)
     personalize(

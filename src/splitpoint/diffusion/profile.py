@@ -550,11 +550,12 @@ def main() -> None:
     if sys.platform == "darwin":
         os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     device = arguments.device or best_device()
+    known = default_settings(device)
     for name in arguments.only:
-        one_of("only", name, sorted({s.architecture for s in default_settings(device)}))
+        one_of("only", name, sorted({s.architecture for s in known}))
     settings = [
         replace(s, limit_s=arguments.curve_seconds or s.limit_s)
-        for s in default_settings(device)
+        for s in known
         if not arguments.only or s.architecture in arguments.only
     ]
     run_profile(arguments.out, device, arguments.budget_seconds, settings, options=_options(sys.argv[1:]))

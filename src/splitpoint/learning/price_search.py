@@ -107,8 +107,9 @@ def search_price(
         whole_number(name, count, 1)
     whole_number("seed", seed, 0)
     finite_number("rate", rate, 0.0, open_end=True)
-    recipe = recipe_of(grounds, start.flat.tolist(), pairs, paths, at_once, rate, seed)
-    store = None if folder is None else _Store(folder, recipe)
+    store = None
+    if folder is not None:
+        store = _Store(folder, recipe_of(grounds, start.flat.tolist(), pairs, paths, at_once, rate, seed))
     state = _State.begin(start, len(grounds)) if store is None else store.read() or _State.begin(start, len(grounds))
     with Parallel(jobs) as parallel:
         prices = parallel(delayed(learned_price)(system, arrivals, start) for system, arrivals in grounds)

@@ -114,7 +114,7 @@ class Device:
         guidance_scale: float = 3.0,
         scheduler: str = "ddim",
     ):
-        check_address(url)
+        check_address("url", url)
         instance_of("user", user, User)
         step_s = pace_s if step_s is None else step_s
         finite_number("step_s", step_s, 0.0, open_end=True)  # type: ignore[arg-type]
@@ -310,14 +310,17 @@ def main() -> None:
     folder = "folder for the pictures (default %(default)s)"
     parser.add_argument("--out", type=Path, default=Path("results/pictures"), help=folder)
     options = parser.parse_args()
+    check_address("edge", options.edge)
     pace_s = pace_of(options.pace)
     options.out.mkdir(parents=True, exist_ok=True)
     user = load_mini_hybrid().users[options.style]
     device = Device(options.edge, options.token, user, pace_s=pace_s, folder=options.keep)
     try:
         if not device.reaches():
-            patience = f"{device.patience_s:g} s"
-            print(f"{options.edge} does not answer; each picture waits {patience} for it, then is drawn here alone")
+            print(
+                f"{options.edge} does not answer; each picture waits {device.patience_s:g} s for it, "
+                "then is drawn here alone"
+            )
         where = set()
         for drawn in device.resume():
             print(f"finished a saved packet: {drawn.steps} steps were the edge's")

@@ -23,6 +23,13 @@ from splitpoint.serving.journal import Journal
 from splitpoint.serving.protocol import Tokens
 from splitpoint.serving.service import Service, ServiceOptions
 
+#: hosts that stand for all addresses: their family, one far away (reserved for examples; nothing is sent there), and
+#: this machine's own where there is no network
+EVERYWHERE = {
+    "0.0.0.0": (socket.AF_INET, "192.0.2.1", "127.0.0.1"),
+    "::": (socket.AF_INET6, "2001:db8::1", "::1"),
+}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -31,18 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: splitpoint edge --users ann,ben --policy 'posted_price' --journal results/edge.journal",
     )
     add = parser.add_argument
-    add(
-        "--policy",
-        default="posted_price",
-        help="a name (default %(default)s), or a learned curve, .safetensors",
-    )
+    add("--policy", default="posted_price", help="a name (default %(default)s), or a learned curve, .safetensors")
     add("--host", default="127.0.0.1", help="address to listen on; only this machine unless told otherwise")
     add("--port", type=int, default=8765, help="default %(default)d; 0 takes any that is free")
-    add(
-        "--users",
-        default="me",
-        help="names, with commas between; each gets a token (default %(default)s)",
-    )
+    add("--users", default="me", help="names, with commas between; each gets a token (default %(default)s)")
     add("--tokens", type=Path, help='a JSON file {"name": "token"} instead of --users')
     add("--journal", type=Path, help="file to go on from after a restart")
     add("--to-disk", action="store_true", help="wait for the disk at every accepted request")
@@ -58,12 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--same-shape", action="store_true", help="pad every step, so that company changes no bit of a picture")
     add("--table", type=Path, help="CSV of batch,step_s from an earlier start, instead of timing steps at this one")
     add("--transfer", type=float, default=0.005, help="seconds of a hand-over, for decisions and forecasts")
-    add(
-        "--expected-hz",
-        type=float,
-        default=4.0,
-        help="requests a second that the policy expects (default %(default)g)",
-    )
+    add("--expected-hz", type=float, default=4.0, help="requests a second to expect (default %(default)g)")
     add("--max-waiting", type=int, default=64, help="requests that may wait; more are turned away")
     add("--keep", type=float, default=600.0, help="seconds that a packet waits for its device")
     add("--drain", type=float, default=30.0, help="seconds to finish after SIGTERM")
@@ -162,10 +156,9 @@ def own_address(host: str) -> str:
     Args:
         host: address to listen on.
     """
-    far = {"0.0.0.0": "192.0.2.1", "::": "2001:db8::1"}.get(host)  # reserved for examples; nothing is sent there
-    if far is None:
+    if host not in EVERYWHERE:
         return host
-    alone, family = ("127.0.0.1", socket.AF_INET) if host == "0.0.0.0" else ("::1", socket.AF_INET6)
+    family, far, alone = EVERYWHERE[host]
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as asking:
             asking.connect((far, 9))

@@ -276,7 +276,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, help="seconds within which a picture is good")
     parser.add_argument("--out", type=Path, default=results_path("load"), help="folder for table, report and figure")
     options = parser.parse_args()
-    check_address(options.edge)
+    check_address("edge", options.edge)
     if options.arrivals == "trace":
         if options.trace is None:
             raise ValueError("trace is not given; valid is a CSV file with a column of moments")

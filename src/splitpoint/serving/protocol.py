@@ -109,15 +109,10 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_address(url: str) -> str:
-    """The address of an edge, as it is.
-
-    Raises:
-        ValueError: for what is none, with an example.
-    """
+def check_address(name: str, url: str) -> None:
+    """Refuse what is no address of an edge, with an example of one."""
     if not isinstance(url, str) or not url.startswith(("http://", "https://")):
-        raise ValueError(f"edge={url!r} is no address; valid is one like http://127.0.0.1:8765")
-    return url
+        raise ValueError(f"{name}={url!r} is no address; valid is one like http://127.0.0.1:8765")
 
 
 class Tokens:

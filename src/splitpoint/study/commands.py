@@ -8,6 +8,7 @@ from pathlib import Path
 from splitpoint.files import can_write, write_meta, write_rows
 from splitpoint.offloading import (
     LatencyModel,
+    StepLatency,
     SystemParameters,
     evaluate,
     hardware,
@@ -41,31 +42,17 @@ def plan() -> None:
     parser.add_argument("--software", help="of the named machine, for instance compiled (default eager)")
     parser.add_argument("--gpus", type=int, help="of the released edge, where no other is named (default 16)")
     parser.add_argument("--method", choices=sorted(solvers()), help="default: the exact one of the batching")
-    batching = "leave the batch together, or each when its edge steps are done (default %(default)s)"
-    parser.add_argument("--batching", default="static", choices=("static", "early_exit"), help=batching)
-    units = "of a hand-over: in the right unit, or as the authors' code has it (default %(default)s)"
-    parser.add_argument("--transmission", default="corrected", choices=("released", "corrected"), help=units)
+    _model_options(parser, "corrected")
     parser.add_argument("--max-batch", type=int, default=18, help="default %(default)d")
     parser.add_argument("--whole-steps", action="store_true", help="split between steps only")
     parser.add_argument("--out", type=Path, help="write the plan to this CSV file, too")
     asked = parser.parse_args()
     if asked.out:
         can_write("--out", asked.out)
-    if asked.software and not asked.edge:
-        raise ValueError(f"software={asked.software!r} is of no machine; valid beside --edge")
-    if asked.gpus is not None and (asked.edge or asked.line):
-        raise ValueError(f"gpus={asked.gpus} are of the released edge; valid without --edge and --line")
     if asked.method == "early_exit" and asked.batching != "early_exit":
         raise ValueError("method='early_exit' plans for another batching; valid beside --batching early_exit")
     method = asked.method or ("early_exit" if asked.batching == "early_exit" else "exact")
-    if asked.line:
-        latency, machine = LatencyModel(*asked.line), "a step of b requests takes {:g} b + {:g} s".format(*asked.line)
-    elif asked.edge:
-        software = asked.software or "eager"
-        latency, machine = hardware.edge(asked.edge, software).table(), f"{asked.edge}, {software}"
-    else:
-        gpus = 16 if asked.gpus is None else asked.gpus
-        latency, machine = published_latency()[0].shared_by(gpus), f"the released one, {gpus} GPUs"
+    latency, machine = _edge(asked)
     parameters = SystemParameters(max_batch=asked.max_batch, transmission=asked.transmission)
     names, instance = read_users(asked.users, latency, parameters)
     found = solve(instance, method, **({"whole_steps": True} if asked.whole_steps else {}))
@@ -91,6 +78,29 @@ def plan() -> None:
         write_meta(asked.out, kind="simulated", command=" ".join(sys.argv))
 
 
+def _model_options(parser: argparse.ArgumentParser, transmission: str) -> None:
+    """What changes the model itself."""
+    batching = "leave the batch together, or each when its edge steps are done (default %(default)s)"
+    parser.add_argument("--batching", default="static", choices=("static", "early_exit"), help=batching)
+    units = "of a hand-over: as the authors' code has it, or in the right unit (default %(default)s)"
+    parser.add_argument("--transmission", default=transmission, choices=("released", "corrected"), help=units)
+
+
+def _edge(asked: argparse.Namespace) -> tuple[StepLatency, str]:
+    """The edge that was asked for, and what to call it."""
+    if asked.software and not asked.edge:
+        raise ValueError(f"software={asked.software!r} is of no machine; valid beside --edge")
+    if asked.gpus is not None and (asked.edge or asked.line):
+        raise ValueError(f"gpus={asked.gpus} are of the released edge; valid without --edge and --line")
+    if asked.line:
+        return LatencyModel(*asked.line), "a step of b requests takes {:g} b + {:g} s".format(*asked.line)
+    if asked.edge:
+        software = asked.software or "eager"
+        return hardware.edge(asked.edge, software).table(), f"{asked.edge}, {software}"
+    gpus = 16 if asked.gpus is None else asked.gpus
+    return published_latency()[0].shared_by(gpus), f"the released one, {gpus} GPUs"
+
+
 def sweep() -> None:
     """Every method on many random windows."""
     from splitpoint.study.sweeps import METHODS, reward_sweep
@@ -105,10 +115,7 @@ def sweep() -> None:
     parser.add_argument("--seeds", type=int, default=200, help="windows for each pair of users and GPUs")
     names = f"default {' '.join(METHODS)}; agent, too"
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help=names)
-    units = "of a hand-over: as the authors' code has it, or in the right unit (default %(default)s)"
-    parser.add_argument("--transmission", default="released", choices=("released", "corrected"), help=units)
-    batching = "leave the batch together, or each when its edge steps are done (default %(default)s)"
-    parser.add_argument("--batching", default="static", choices=("static", "early_exit"), help=batching)
+    _model_options(parser, "released")
     asked = parser.parse_args()
     if not set(asked.methods) <= set(solvers()):
         import_module("splitpoint.learning")  # puts the agent among the solvers

@@ -21,7 +21,9 @@ def test_a_column_that_is_not_there_is_named():
     table = pd.DataFrame(dict(num_users=[2], num_edge_gpus=[4], method=["greedy"], seed=[0], reward=[1.0]))
     with pytest.raises(ValueError, match="x='users' is unknown; there are: num_users"):
         figures.method_lines(table, "users")
-    with pytest.raises(ValueError, match="y='rewards' is unknown; there are: reward"):
+    with pytest.raises(
+        ValueError, match="y='rewards' is unknown; there are: num_users, num_edge_gpus, method, seed, reward"
+    ):
         figures.method_lines(table, "num_users", "rewards")
     with pytest.raises(ValueError, match="method='exact' is unknown; there are: greedy"):
         figures.reward_and_loss(table, "num_users")

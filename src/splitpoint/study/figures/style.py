@@ -145,15 +145,15 @@ def method_lines(
 
     Args:
         table: from ``sweeps.reward_sweep``.
-        x: ``num_users`` or ``num_edge_gpus``.
-        y: one of ``QUANTITIES``.
+        x: ``num_users``, ``num_edge_gpus`` or another column.
+        y: one of ``QUANTITIES``, or another column.
 
     Raises:
         ValueError: for a column that the table lacks.
     """
     instance_of("table", table, pd.DataFrame)
-    one_of("x", x, [name for name in AXES if name in table])
-    one_of("y", y, [name for name in QUANTITIES if name in table])
+    one_of("x", x, list(table))
+    one_of("y", y, list(table))
     ax = ax or plt.subplots()[1]
     for method in table["method"].unique():
         stats = table[table["method"] == method].groupby(x)[y].apply(mean_interval).unstack()
@@ -176,13 +176,13 @@ def reward_and_loss(table: pd.DataFrame, x: str) -> plt.Figure:
     is named in the legend and has no line.
 
     Raises:
-        ValueError: for a table without ``exact`` and ``all_local``, or a column that it lacks.
+        ValueError: for a table without ``exact`` and ``all_local``, or another column.
     """
+    keys = ["num_users", "num_edge_gpus", "seed"]
     instance_of("table", table, pd.DataFrame)
-    one_of("x", x, [name for name in AXES if name in table])
+    one_of("x", x, keys)
     for method in ("exact", "all_local"):
         one_of("method", method, sorted(table["method"].unique()))
-    keys = ["num_users", "num_edge_gpus", "seed"]
     wide = table.pivot_table(index=keys, columns="method", values="reward")
     loss = wide.rsub(wide["exact"], axis=0).drop(columns="exact")
     close = (loss.groupby(level=x).mean().max() < 0.01 * (wide["exact"] - wide["all_local"]).mean()).to_dict()

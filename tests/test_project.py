@@ -18,12 +18,13 @@ from splitpoint.files import KINDS, meta_path, project_root, read_meta
 ROOT = project_root()
 SOURCE = ROOT / "src" / "splitpoint"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-GROUND = {"checks", "files", "lazy", "progress", "tables"}
+GROUND = {"checks", "files", "lazy", "progress", "registry", "tables"}
 MAY_IMPORT = {
     "checks": set(),
     "files": set(),
     "lazy": set(),
     "progress": set(),
+    "registry": {"checks"},
     "tables": {"checks", "files", "progress"},
     "diffusion": GROUND,
     "offloading": GROUND,

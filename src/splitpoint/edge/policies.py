@@ -34,6 +34,7 @@ from splitpoint.edge.request import HOME, PARAMETERS, Decision, Edge, grant_valu
 from splitpoint.edge.simulator import Rows, Simulation, simulate
 from splitpoint.edge.steady import Demand, best_steps, demand_of, route_odds, static_prices
 from splitpoint.offloading import SystemParameters
+from splitpoint.registry import Registry
 
 
 class Policy(Protocol):
@@ -724,8 +725,8 @@ def load_curve(path: str | FilePath) -> LearnedCurve:
 # --- one door --------------------------------------------------------------------------------------------------------
 
 Maker = Callable[[System, Arrivals], Policy]
-_MAKERS: dict[str, Maker] = {}
-_KEPT: set[str] = set()
+_MAKERS: Registry[Maker] = Registry("policies", "maker")
+keep_policy = _MAKERS.keep
 
 
 def register_policy(name: str, maker: Maker) -> None:
@@ -734,18 +735,7 @@ def register_policy(name: str, maker: Maker) -> None:
     Raises:
         ValueError: for a name that is no text, empty or one of the package's own, or a maker that cannot be called.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"name={name!r} is no name; valid is text")
-    if name in _KEPT and _MAKERS[name] is not maker:
-        raise ValueError(f"name={name!r} is one of the package's own policies; choose another")
-    a_function("maker", maker)
-    _MAKERS[name] = maker
-
-
-def keep_policy(name: str, maker: Maker) -> None:
-    """As ``register_policy``, for the package itself: nobody replaces the policy under this name."""
-    _MAKERS[name] = maker
-    _KEPT.add(name)
+    _MAKERS.add(name, maker)
 
 
 def policies() -> list[str]:

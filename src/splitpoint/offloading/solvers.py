@@ -11,39 +11,29 @@ from scipy.optimize import linear_sum_assignment
 from splitpoint.checks import finite_number, instance_of, one_of, whole_number
 from splitpoint.offloading.problem import Instance, Plan, check_plan
 from splitpoint.offloading.split import gains_at, grant_gains, optimal_split, step_saving_s, top_sums, top_users
+from splitpoint.registry import Registry
 
 BRUTE_FORCE_USERS = 16
 
 _USERS_AT_A_TIME = 100_000  # gains of larger windows are made one batch size at a time, which takes less memory
 
-_SOLVERS: dict[str, Callable[..., Plan]] = {}
-_KEPT: set[str] = set()  # the package's own names, which stand for yardsticks
+Solver = Callable[..., Plan]
+_SOLVERS: Registry[Solver] = Registry("solvers", "solver")
+keep = _SOLVERS.keep
 
 
-def register(name: str, solver: Callable[..., Plan]) -> None:
+def register(name: str, solver: Solver) -> None:
     """Add a solver of your own, ``solver(instance, **options) -> Plan``, by name: for ``solve`` and for figures.
 
     Raises:
-        ValueError: if the name is one of the package's own, or the solver cannot be called.
+        ValueError: for a name that is no text, empty or one of the package's own, or a solver that cannot be called.
     """
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"name={name!r} must be a text")
-    if name in _KEPT and _SOLVERS.get(name) is not solver:
-        raise ValueError(f"name={name!r} is one of the package's own solvers; choose another")
-    if not callable(solver):
-        raise ValueError(f"solver={solver!r} cannot be called; valid is a function from an instance to a plan")
-    _SOLVERS[name] = solver
-
-
-def keep(name: str, solver: Callable[..., Plan]) -> None:
-    """As ``register``, for the package itself: nobody replaces the solver under this name."""
-    _SOLVERS[name] = solver
-    _KEPT.add(name)
+    _SOLVERS.add(name, solver)
 
 
 def is_kept(name: str) -> bool:
     """Whether a name is one of the package's own."""
-    return name in _KEPT
+    return name in _SOLVERS.own
 
 
 def solvers() -> tuple[str, ...]:
@@ -51,7 +41,7 @@ def solvers() -> tuple[str, ...]:
     return tuple(_SOLVERS)
 
 
-def get_solver(name: str) -> Callable[..., Plan]:
+def get_solver(name: str) -> Solver:
     """The solver of that name; ValueError with the names there are, if there is none."""
     if name == "agent" and name not in _SOLVERS:
         raise ValueError("method='agent' is unknown until splitpoint.learning is imported: import splitpoint.learning")

@@ -93,8 +93,41 @@ def test_a_tenth_of_the_prompts_is_left_out_in_training(pipe):
     assert 0.03 < (torch.cat(seen) == empty).all((1, 2)).float().mean() < 0.2
 
 
+@pytest.mark.slow
+def test_what_is_learned_without_a_prompt_may_be_other_peoples_pictures(pipe, monkeypatch):
+    seen, empty = [], pipe.text_encoder(token_ids(pipe.tokenizer, [""])).last_hidden_state
+    monkeypatch.setattr(
+        personal,
+        "denoising_loss",
+        lambda unet, scheduler, latents, contexts, generator: (
+            seen.append((latents.detach(), (contexts == empty).all((1, 2)))) or unet.conv_in(latents).square().mean()
+        ),
+    )
+    dark, light = np.zeros((64, 64, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    personalize([dark], ["rocket"], pipe, unprompted=[light], rank=1, batch=256, steps=1)
+    ((latents, without_prompt),) = seen
+    other = latents.flatten(1).mean(1)  # dark and light pictures lie far apart
+    lit = (other - other[~without_prompt].mean()).abs() > (other - other[without_prompt].mean()).abs()
+    assert torch.equal(lit, without_prompt) and 0.2 < without_prompt.float().mean() < 0.4
+
+
+def test_strength_multiplies_what_was_trained(tmp_path, pipe):
+    found = []
+    for strength in (1, 2):
+        out = tmp_path / f"times_{strength}"
+        personalize(
+            [np.zeros((64, 64, 3), np.uint8)], ["rocket"], pipe, out, rank=1, batch=2, steps=1, strength=strength
+        )
+        found.append(load_file(out / ADAPTER_FILE))
+        pipe.delete_adapters(adapter_name(out.name))
+    for key, value in found[0].items():
+        times = 2 if ("lora_B" in key or "lora.up" in key) else 1
+        torch.testing.assert_close(found[1][key].float(), times * value.float(), rtol=2e-3, atol=1e-6)
+    assert any("lora_B" in key or "lora.up" in key for key in found[0])
+
+
 def test_pictures_are_padded_to_a_square_on_white_not_cut():
-    page = _picture(Image.new("RGBA", (90, 30), (255, 0, 0, 255)))
+    page = _picture("images", Image.new("RGBA", (90, 30), (255, 0, 0, 255)))
     assert page.shape == (64, 64, 3)
     assert (page[[0, 10, 53, 63]] == 255).all() and (page[32] == [255, 0, 0]).all()
 
@@ -105,7 +138,7 @@ def test_a_long_strip_is_made_smaller_before_it_is_padded(monkeypatch):
         personal.Image, "new", lambda mode, size, *colour: made.append(size) or new(mode, size, *colour)
     )
     strip = np.zeros((1, 20_000, 3), np.uint8)
-    assert _picture(strip).shape == (64, 64, 3)
+    assert _picture("images", strip).shape == (64, 64, 3)
     assert max(wide * high for wide, high in made) <= 1024**2
 
 
@@ -129,8 +162,11 @@ def test_a_reader_can_bring_pictures_of_any_size(tmp_path, pipe):
         ([Image.new("RGB", (8, 8))], ["rocket"], {"out": __file__}, "is not a folder that can be written"),
         ([Image.new("RGB", (8, 8))], ["rocket"], {"steps": 0}, "steps=0"),
         ([Image.new("RGB", (8, 8))], ["rocket"], {"learning_rate": float("nan")}, "learning_rate=nan"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"strength": -1}, "strength=-1"),
         ([Image.new("RGB", (8, 8))], ["rocket"], {"batch": 0}, "batch=0"),
         (["a.png"], ["rocket"], {}, "holds a str"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"unprompted": []}, "unprompted is empty"),
+        ([Image.new("RGB", (8, 8))], ["rocket"], {"unprompted": ["a.png"]}, "unprompted holds a str"),
     ],
 )
 def test_bad_requests_are_refused(pipe, images, prompts, more, says):
@@ -203,8 +239,9 @@ def test_a_report_of_one_user_keeps_what_was_measured_of_others(tmp_path, monkey
     monkeypatch.setattr(personal, "data_path", lambda *parts: tmp_path.joinpath(*parts[2:]))
     monkeypatch.setattr(personal, "load_mini", lambda: pipe)
     monkeypatch.setattr(personal, "attach_user", lambda *_: None)
-    for share, styles in ((0.25, ["noto", "fluent"]), (0.75, ["fluent"])):
-        monkeypatch.setattr(personal, "style_accuracy", lambda *_, share=share: share)
+    once, again = ["noto", "fluent", "blob", "blob"], ["fluent", "fluent", "fluent", "blob"]
+    for said, styles in ((once, ["noto", "fluent"]), (again, ["fluent"])):
+        monkeypatch.setattr(personal, "styles_named", lambda *_, said=said: np.array(said))
         monkeypatch.setattr("sys.argv", ["personalize", "--only-report", "--style", *styles])
         personal.main()
     rows = list(csv.DictReader((tmp_path / "style_accuracy.csv").open()))

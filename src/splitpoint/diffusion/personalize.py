@@ -19,7 +19,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
 
-from splitpoint.checks import finite_number, one_of, whole_number
+from splitpoint.checks import a_sequence, finite_number, one_of, whole_number
 from splitpoint.diffusion.emoji import (
     PIXELS,
     SOURCES,
@@ -45,7 +45,11 @@ from splitpoint.files import data_path, read_meta, write_meta, write_rows
 RANK = 12
 STEPS = 900
 BATCH = 48
-OTHER_SHARE = 0.5  # of a vendor's other drawings: what carries a style over to concepts that were never shown
+UNPROMPTED_SHARE = 0.1  # of a batch is learned with no prompt
+EVERYBODYS_SHARE = 0.3  # instead, where that is everybody's pictures, so that guidance leads away from them
+STRENGTH = 1.3  # of a vendor's model: exaggerated a little, which carries its style further
+OTHER_SHARE = 0.6  # of a vendor's other drawings: what carries a style over to concepts that were never shown
+HELD_OUT_PICTURES = 4  # of each held-out concept in the report: there are few of them
 MOST_PIXELS = 1024
 # Which layers get a LoRA: attention alone is too weak to carry a style.
 TARGETS = [
@@ -103,10 +107,12 @@ def personalize(
     pipe: StableDiffusionPipeline | None = None,
     out: Path | str | None = None,
     *,
+    unprompted: Sequence | None = None,
     steps: int = STEPS,
     rank: int = RANK,
     learning_rate: float = 1.5e-3,
     batch: int = BATCH,
+    strength: float = 1.0,
     seed: int = 0,
     name: str = "mine",
     run: Run = Run(),
@@ -119,10 +125,13 @@ def personalize(
         prompts: what each shows, in words that the shared model knows.
         pipe: the shared model; the miniature when left out, on a GPU if there is one.
         out: folder to write; its name becomes the adapter's. Nothing is written when left out.
+        unprompted: other people's pictures, to learn where no prompt is given; ``images`` when left out. Guidance leads
+            away from what is drawn without a prompt, and so from their styles to one's own.
         steps: training steps.
         rank: of the LoRA; its file grows in proportion.
         learning_rate: its peak.
         batch: images a step, drawn with replacement.
+        strength: what the trained change is multiplied by; more than 1 exaggerates a style.
         seed: seed of weights, order and noise.
         name: of the adapter, where ``out`` is left out.
         run: checkpoint, budget and bar.
@@ -132,12 +141,17 @@ def personalize(
         the pipeline with the new user switched on.
 
     Raises:
-        ValueError: if the two lists differ in length or are empty, a prompt is empty, a number is out of range, or
+        ValueError: if the two lists differ in length or one is empty, a prompt is empty, a number is out of range, or
             ``out`` cannot be written; all of it before any work.
     """
     images, prompts = list(images), list(prompts)
     _check_request(images, prompts, steps, rank, learning_rate, batch)
-    pictures = np.stack([_picture(image) for image in images])
+    finite_number("strength", strength, 0, 4)
+    share = UNPROMPTED_SHARE if unprompted is None else EVERYBODYS_SHARE
+    unprompted = images if unprompted is None else list(a_sequence("unprompted", unprompted))
+    pictures = np.stack(
+        [*(_picture("images", image) for image in images), *(_picture("unprompted", image) for image in unprompted)]
+    )
     if out is not None:
         writable_folder("out", Path(out))
     pipe = load_mini(device=training_device()) if pipe is None else pipe
@@ -154,16 +168,21 @@ def personalize(
     unet.to(memory_format=torch.channels_last).train()
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        pick = torch.randint(len(mean), (batch,), generator=generator, device=here)
+        pick = torch.randint(len(images), (batch,), generator=generator, device=here)
+        other = torch.randint(len(images), len(mean), (batch,), generator=generator, device=here)
+        pick = torch.where(torch.rand(batch, generator=generator, device=here) < share, other, pick)
         latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator, device=here)
-        which = torch.where(torch.rand(batch, generator=generator, device=here) < 0.1, len(prompts), pick)
-        return denoising_loss(unet, pipe.scheduler, latents, contexts[which], generator)
+        return denoising_loss(unet, pipe.scheduler, latents, contexts[pick.clamp(max=len(images))], generator)
 
     title = f"personal model {user}"
     losses = fit(loss, weights, steps, learning_rate=learning_rate, weight_decay=1e-2, seed=seed, title=title, run=run)
     unet.eval().requires_grad_(False)
+    for key, weight in weights.items():
+        if "lora_B" in key:
+            weight.mul_(strength)
     if out is not None:
         settings = {"rank": rank, "learning_rate": learning_rate, "batch": batch, "images": len(images)}
+        settings |= {"unprompted_images": len(unprompted), "unprompted_share": share, "strength": strength}
         settings |= {"steps": len(losses), "final_loss": float(np.mean(losses[-50:]))}
         _save(pipe, name, Path(out), seed, settings, meta or {})
     return pipe
@@ -252,6 +271,7 @@ def train_user(
     pipe = load_mini(device=training_device())
     kept, held = split_concepts(pipe.concepts)
     images, prompts = vendor_pictures(style, kept, other_share)
+    everybody_else = load_emoji([other for other in STYLES if other != style], kept).images
     out = data_path("models", "users", style) if out is None else Path(out)
     command = f"splitpoint personalize --style {style} --steps {steps} --seed {seed}"
     meta = {
@@ -267,30 +287,51 @@ def train_user(
     }
     with warnings.catch_warnings():  # the other drawings show what the shared model was never told of
         warnings.filterwarnings("ignore", message="the miniature does not know")
-        personalize(images, prompts, pipe, out, steps=steps, seed=seed, run=run, meta=meta)
+        personalize(
+            images,
+            prompts,
+            pipe,
+            out,
+            unprompted=everybody_else,
+            steps=steps,
+            strength=STRENGTH,
+            seed=seed,
+            run=run,
+            meta=meta,
+        )
     return out
 
 
-def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], num_steps: int = 50) -> float:
-    """Share of a pipeline's images that the judge of styles gives to ``style``, among all six.
+def styles_named(
+    pipe: StableDiffusionPipeline, prompts: Sequence[str], pictures: int = 1, num_steps: int = 50
+) -> np.ndarray:
+    """Whose drawings the judge of styles takes a pipeline's images for, among all six: names, (prompts * pictures,).
 
     Args:
         pipe: a pipeline, with or without a user switched on.
-        style: whose drawings they should look like.
-        prompts: one image each; the first has seed 0, each next prompt the next seed.
+        prompts: what to draw.
+        pictures: of each prompt; the first of all has seed 0, each next one the next seed.
         num_steps: denoising steps.
     """
     from splitpoint.diffusion.judges import load_style_judge
 
-    images = draw(pipe, prompts, range(len(prompts)), num_steps)
-    return float(np.mean([said == style for said in load_style_judge().classify(images)]))
+    whole_number("pictures", pictures, 1)
+    every = [prompt for prompt in prompts for _ in range(pictures)]
+    return np.array(load_style_judge().classify(draw(pipe, every, range(len(every)), num_steps)))
 
 
-def _picture(image) -> np.ndarray:
+def style_accuracy(
+    pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], num_steps: int = 50, pictures: int = 1
+) -> float:
+    """Share of a pipeline's images that the judge of styles gives to ``style``; the rest as for ``styles_named``."""
+    return float(np.mean(styles_named(pipe, prompts, pictures, num_steps) == style))
+
+
+def _picture(name: str, image) -> np.ndarray:
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise ValueError(f"images holds a {type(image).__name__}; valid: PIL images or uint8 arrays (H, W, 3)")
+        raise ValueError(f"{name} holds a {type(image).__name__}; valid: PIL images or uint8 arrays (H, W, 3)")
     image = image.convert("RGBA")
     image.thumbnail((MOST_PIXELS, MOST_PIXELS))  # or the square around a long strip would take gigabytes
     page = Image.new("RGBA", (max(image.size),) * 2, "white")
@@ -318,22 +359,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only-report", action="store_true", help="train nothing")
     given = parser.parse_args()
-    rows = []
+    for style in () if given.only_report else given.style:
+        train_user(style, steps=given.steps, seed=given.seed)
+    pipe = load_mini()
+    kept, held = split_concepts(pipe.concepts)
+    sets = {"trained": (kept[:: math.ceil(len(kept) / len(held))], 1), "held_out": (held, HELD_OUT_PICTURES)}
+    rows, shared = [], {concepts: styles_named(pipe, *drawn) for concepts, drawn in sets.items()}
     for style in given.style:
-        if not given.only_report:
-            train_user(style, steps=given.steps, seed=given.seed)
-        pipe = load_mini()
-        kept, held = split_concepts(pipe.concepts)
-        sets = {"trained": kept[:: math.ceil(len(kept) / len(held))], "held_out": held}
-        for user in ("shared model", style):
-            if user == style:
-                attach_user(pipe, style)
-            for concepts, prompts in sets.items():
-                share = style_accuracy(pipe, style, prompts)
-                rows.append(
-                    {"style": style, "model": user, "concepts": concepts, "images": len(prompts), "accuracy": share}
-                )
-                print(json.dumps(rows[-1]), flush=True)
+        attach_user(pipe, style)
+        own = {concepts: styles_named(pipe, *drawn) for concepts, drawn in sets.items()}
+        for model, named in (("shared model", shared), (style, own)):
+            for concepts, said in named.items():
+                accuracy = float(np.mean(said == style))
+                row = {"style": style, "model": model, "concepts": concepts, "images": len(said), "accuracy": accuracy}
+                rows.append(row)
+                print(json.dumps(row), flush=True)
     path = data_path("models", "users", "style_accuracy.csv")
     if path.exists():  # what was measured of other users stays
         with path.open(newline="") as file:
@@ -345,7 +385,11 @@ def main() -> None:
         command="splitpoint personalize --only-report",
         seed=0,
         licence="MIT",
-        settings={"steps": 50, "judge": "judges/styles.safetensors, among all six styles"},
+        settings={
+            "steps": 50,
+            "pictures_of_a_held_out_concept": HELD_OUT_PICTURES,
+            "judge": "judges/styles.safetensors, among all six styles",
+        },
     )
 
 

@@ -432,7 +432,7 @@ class Service:
         if ticket is None or ticket.state != "granted":
             self._leaving.append(name)  # cancelled while the step ran
             return
-        ticket.left_s = now
+        ticket.left_s = now if ticket.ready_s is None else ticket.ready_s  # its packet may be here before this word
         if error:
             self._over(ticket, "failed", error)
 

@@ -291,7 +291,8 @@ MUTATIONS = [
     ),
     ("diffusion/profile.py", "error = error.__context__", "error = None", f"{PROFILE} -k captured"),
     ("diffusion/profile.py", "cudnn.allow_tf32, cudnn.benchmark = before", "pass", f"{PROFILE} -k settings_of_torch"),
-    ("diffusion/personalize.py", "device=here) < 0.1", "device=here) > 0.1", f"{PERSONALIZE} -k tenth"),
+    ("diffusion/personalize.py", "device=here) < share", "device=here) > share", f"{PERSONALIZE} -k tenth"),
+    ("diffusion/personalize.py", "weight.mul_(strength)", "weight.mul_(1)", f"{PERSONALIZE} -k multiplies"),
     ("diffusion/personalize.py", "max(image.size)", "min(image.size)", f"{PERSONALIZE} -k square"),
     ("diffusion/personalize.py", "lora_alpha=rank", "lora_alpha=2 * rank", f"{PERSONALIZE} -k as_strong"),
     (

@@ -89,7 +89,7 @@ def test_your_own_pictures(scratch):
     run(
         "Your own pictures as a user",
         **{
-            'out="checkpoints/me")': 'out="checkpoints/me", steps=2)',
+            'out="checkpoints/me", ': 'out="checkpoints/me", steps=2, ',
             "num_steps=50": "num_steps=6",
             "split_points=20": "split_points=2",
         },

@@ -145,13 +145,12 @@ def personalize(
             ``out`` cannot be written; all of it before any work.
     """
     images, prompts = list(images), list(prompts)
-    _check_request(images, prompts, steps, rank, learning_rate, batch)
-    finite_number("strength", strength, 0, 4)
-    share = UNPROMPTED_SHARE if unprompted is None else EVERYBODYS_SHARE
-    unprompted = images if unprompted is None else list(a_sequence("unprompted", unprompted))
-    pictures = np.stack(
-        [*(_picture("images", image) for image in images), *(_picture("unprompted", image) for image in unprompted)]
-    )
+    _check_request(images, prompts, steps, rank, learning_rate, batch, strength)
+    pictures = [_picture("images", image) for image in images]
+    first, share = 0, UNPROMPTED_SHARE  # of what is learned without a prompt
+    if unprompted is not None:
+        first, share = len(images), EVERYBODYS_SHARE
+        pictures += [_picture("unprompted", image) for image in a_sequence("unprompted", unprompted)]
     if out is not None:
         writable_folder("out", Path(out))
     pipe = load_mini(device=training_device()) if pipe is None else pipe
@@ -162,17 +161,21 @@ def personalize(
     weights = _new_adapter(pipe, name, rank)
     unet, device = pipe.unet, pipe.unet.device
     here = drawing_device(device)
-    mean, std = (value.to(here) * pipe.vae.config.scaling_factor for value in encode_images(pipe.vae, pictures))
+    mean, std = (
+        value.to(here) * pipe.vae.config.scaling_factor for value in encode_images(pipe.vae, np.stack(pictures))
+    )
     with torch.no_grad():
         contexts = pipe.text_encoder(token_ids(pipe.tokenizer, [*prompts, ""]).to(device)).last_hidden_state
     unet.to(memory_format=torch.channels_last).train()
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         pick = torch.randint(len(images), (batch,), generator=generator, device=here)
-        other = torch.randint(len(images), len(mean), (batch,), generator=generator, device=here)
-        pick = torch.where(torch.rand(batch, generator=generator, device=here) < share, other, pick)
+        other = torch.randint(first, len(mean), (batch,), generator=generator, device=here)
+        unsaid = torch.rand(batch, generator=generator, device=here) < share
+        context = contexts[torch.where(unsaid, len(prompts), pick)]
+        pick = torch.where(unsaid, other, pick)
         latents = mean[pick] + std[pick] * torch.randn(mean[pick].shape, generator=generator, device=here)
-        return denoising_loss(unet, pipe.scheduler, latents, contexts[pick.clamp(max=len(images))], generator)
+        return denoising_loss(unet, pipe.scheduler, latents, context, generator)
 
     title = f"personal model {user}"
     losses = fit(loss, weights, steps, learning_rate=learning_rate, weight_decay=1e-2, seed=seed, title=title, run=run)
@@ -182,13 +185,15 @@ def personalize(
             weight.mul_(strength)
     if out is not None:
         settings = {"rank": rank, "learning_rate": learning_rate, "batch": batch, "images": len(images)}
-        settings |= {"unprompted_images": len(unprompted), "unprompted_share": share, "strength": strength}
+        settings |= {"unprompted_images": len(pictures) - first, "unprompted_share": share, "strength": strength}
         settings |= {"steps": len(losses), "final_loss": float(np.mean(losses[-50:]))}
         _save(pipe, name, Path(out), seed, settings, meta or {})
     return pipe
 
 
-def _check_request(images: list, prompts: list, steps: int, rank: int, learning_rate: float, batch: int) -> None:
+def _check_request(
+    images: list, prompts: list, steps: int, rank: int, learning_rate: float, batch: int, strength: float
+) -> None:
     if not images or len(images) != len(prompts):
         raise ValueError(
             f"images has {len(images)} entries and prompts has {len(prompts)}; valid: as many of both, at least 1"
@@ -199,6 +204,7 @@ def _check_request(images: list, prompts: list, steps: int, rank: int, learning_
     whole_number("rank", rank, 1, 64)
     whole_number("batch", batch, 1, 4096)
     finite_number("learning_rate", learning_rate, 1e-6, 1)
+    finite_number("strength", strength, 0, 4)
 
 
 def _new_adapter(pipe: StableDiffusionPipeline, name: str, rank: int) -> dict[str, torch.nn.Parameter]:
@@ -320,11 +326,9 @@ def styles_named(
     return np.array(load_style_judge().classify(draw(pipe, every, range(len(every)), num_steps)))
 
 
-def style_accuracy(
-    pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], num_steps: int = 50, pictures: int = 1
-) -> float:
+def style_accuracy(pipe: StableDiffusionPipeline, style: str, prompts: Sequence[str], num_steps: int = 50) -> float:
     """Share of a pipeline's images that the judge of styles gives to ``style``; the rest as for ``styles_named``."""
-    return float(np.mean(styles_named(pipe, prompts, pictures, num_steps) == style))
+    return float(np.mean(styles_named(pipe, prompts, num_steps=num_steps) == style))
 
 
 def _picture(name: str, image) -> np.ndarray:
